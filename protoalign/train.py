@@ -8,7 +8,7 @@ Docs: https://protoalign.github.io/protoalign/train.html.md"""
 __all__ = ['ARMS', 'Task', 'Stimuli', 'make_learner', 'EpochBar', 'fit', 'task_accuracy', 'Settings', 'arm_responses',
            'arm_callbacks', 'Trained', 'train_arm']
 
-# %% ../nbs/43_train.ipynb #09c9b04e
+# %% ../nbs/43_train.ipynb #dd51747a
 import warnings
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 with warnings.catch_warnings():
     warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
+    import fastai.callback.progress # gives Learner its no_bar
     import fastai.callback.schedule # gives Learner its fit_one_cycle
     from fastai.callback.core import Callback
     from fastai.data.core import DataLoaders
@@ -50,7 +51,7 @@ class Stimuli:
     responses: np.ndarray # (n_stimuli, n_voxels)
     ids: tuple # Stimulus ids
 
-# %% ../nbs/43_train.ipynb #376c5f8d
+# %% ../nbs/43_train.ipynb #4a3b2bbd
 class _Images:
     "Images, labels and, where asked for, library rows; one item for each training image."
     def __init__(self, x, y, rows=None): self.parts = (x, y) if rows is None else (x, y, rows)
@@ -94,7 +95,7 @@ def fit(
     "Train a network on its task, the same way for the same seed."
     with no_random(seed):
         learn = make_learner(model, task, batch_size, with_rows, [*cbs, EpochBar(text)])
-        with learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+        with learn.no_logging(), learn.no_bar(): learn.fit_one_cycle(epochs, lr)
     return learn
 
 def task_accuracy(
