@@ -141,7 +141,7 @@ def seed_data(
     task = _own_task(x, data.labels, split) if config.task is None else _other_task(config, net, seed, data_dir)
     return SeedData(task, stimuli, parts, responses.rotated)
 
-# %% ../nbs/60_experiment.ipynb #4d79c7da
+# %% ../nbs/60_experiment.ipynb #2dc5f602
 def check(
     config: Config, # Configuration
     data_dir=None, # Folder of the user's data sets
@@ -161,6 +161,8 @@ def check(
     if config.task: _load_cached(config.task, data_dir, (('part', 'test'),))
     get_layer(net.make(data_dir), config.settings.layer)
 
+def _flat(config): return {**{k: v for k, v in config.items() if k != 'settings'}, **config.get('settings', {})}
+
 def open_run(
     config: Config, # Configuration
     out, # Directory of the run; made if it is not there
@@ -168,9 +170,9 @@ def open_run(
     "Claim a directory for an experiment, or come back to it."
     out = Path(out)
     if (out/'config.json').exists():
-        held, ours = json.loads((out/'config.json').read_text()), json.loads(to_json(config))
-        differ = [k for k in ours if held.get(k) != ours[k]]
-        if differ: raise ValueError(f'{out} holds another run; it differs in {", ".join(f"{k} ({held.get(k)} there, {ours[k]} here)" for k in differ)}. Choose another directory')
+        held, ours = (_flat(json.loads(text)) for text in ((out/'config.json').read_text(), to_json(config)))
+        differ = ', '.join(f'{k} ({held.get(k)} there, {ours[k]} here)' for k in ours if held.get(k) != ours[k])
+        if differ: raise ValueError(f'{out} holds another run; it differs in {differ}. Choose another directory')
     elif out.exists() and any(out.iterdir()): raise ValueError(f'{out} exists and holds no protoalign run: choose an empty or new directory')
     for folder in ('cells', 'libraries', 'starts'): (out/folder).mkdir(parents=True, exist_ok=True)
     with atomic_write(out/'config.json') as p: p.write_text(to_json(config))

@@ -7,9 +7,9 @@ Docs: https://protoalign.github.io/protoalign/score.html.md"""
 # %% auto #0
 __all__ = ['METRICS', 'brain_groups', 'proto_agreement', 'score_layer']
 
-# %% ../nbs/33_score.ipynb #cea70ad8
+# %% ../nbs/33_score.ipynb #15d6eb64
 import numpy as np
-from sklearn.neighbors import NearestCentroid
+from sklearn.metrics import pairwise_distances_argmin
 
 from .cka import linear_cka
 from .data import paired
@@ -18,7 +18,7 @@ from .joint import cluster_means, kmeans_labels
 from .reduce import fit_pca
 from .rsa import rsa
 
-# %% ../nbs/33_score.ipynb #8315dea2
+# %% ../nbs/33_score.ipynb #60b517a8
 def brain_groups(
     y_train: np.ndarray, # Training responses, (n_train, n_voxels)
     y_new: np.ndarray, # Responses to other stimuli, (n_new, n_voxels)
@@ -31,7 +31,7 @@ def brain_groups(
     r, new = pca.transform(y_train), pca.transform(y_new)
     labels = kmeans_labels(r, n_groups, random_state=random_state)
     present = np.unique(labels)
-    return labels, present[((new[:, None] - cluster_means(r, labels, n_groups)[present])**2).sum(-1).argmin(1)]
+    return labels, present[pairwise_distances_argmin(new, cluster_means(r, labels, n_groups)[present])]
 
 def proto_agreement(
     x_train: np.ndarray, # Training activations, (n_train, n_units)
@@ -40,11 +40,14 @@ def proto_agreement(
     groups_new: np.ndarray, # Brain group of each new stimulus, (n_new,)
 ) -> float: # Share of new stimuli that network and brain put into the same group, from 0 to 1
     "Do network and brain sort new stimuli alike?"
-    return float((NearestCentroid().fit(x_train, groups_train).predict(x_new) == groups_new).mean())
+    present = np.unique(groups_train)
+    means = cluster_means(x_train, groups_train, present.max() + 1)[present]
+    return float((present[pairwise_distances_argmin(x_new, means)] == groups_new).mean())
 
-# %% ../nbs/33_score.ipynb #bb8157d8
+# %% ../nbs/33_score.ipynb #6e405a4a
 METRICS = {
     'rsa_spearman': 'RSA: Spearman correlation of the RDMs (correlation distance)',
+    'rsa_centred': 'RSA, the training mean of each feature taken out first',
     'cka_debiased': 'CKA: linear, debiased',
     'encoding_r2': 'Encoding: explained variance of a voxel, mean over voxels (of all variance, for patterns from an RDM)',
     'encoding_r': 'Encoding: correlation of a voxel with its prediction, mean over voxels',
@@ -65,7 +68,8 @@ def score_layer(
     for part, (x, y) in held_out.items():
         x, y = (np.asarray(o, dtype=float) for o in paired(x, y, min_stimuli=4))
         encoding, (seen, new) = score_encoding(model, x, y), brain_groups(y_train, y, min(n_groups, len(y_train)))
-        scores[part] = dict(rsa_spearman=rsa(x, y), cka_debiased=linear_cka(x, y), proto_agreement=proto_agreement(x_train, seen, x, new),
+        scores[part] = dict(rsa_spearman=rsa(x, y), rsa_centred=rsa(x - x_train.mean(0), y - y_train.mean(0)), cka_debiased=linear_cka(x, y),
+                            proto_agreement=proto_agreement(x_train, seen, x, new),
                             encoding_r2=encoding.pooled_r2 if rotated else float(np.nanmean(encoding.r2)))
         if not rotated: scores[part]['encoding_r'] = float(np.nanmean(encoding.r))
     return scores
