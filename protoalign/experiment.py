@@ -6,10 +6,10 @@ Docs: https://protoalign.github.io/protoalign/experiment.html.md"""
 
 # %% auto #0
 __all__ = ['PRESETS', 'COLUMNS', 'Config', 'to_json', 'Cell', 'cells', 'SeedData', 'target_responses', 'seed_data', 'check',
-           'open_run', 'start_model', 'score_model', 'run_cell', 'gather', 'environment', 'run']
+           'open_run', 'start_model', 'score_model', 'run_cell', 'read_results', 'gather', 'environment', 'run']
 
-# %% ../nbs/60_experiment.ipynb #8edc0877
-import json, platform, sys
+# %% ../nbs/60_experiment.ipynb #d26ce97d
+import json, platform, sys, warnings
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -29,7 +29,7 @@ from .data import check_responses, hash_fraction, mean_repeats, select, split_st
 from .datasets import load
 from .library import atomic_write
 from .networks import backbone
-from .score import score_layer
+from .score import BrainGroups, score_layer
 from .train import ARMS, Settings, Stimuli, Task, fit, no_random, task_accuracy, train_arm
 
 # %% ../nbs/60_experiment.ipynb #e49a7271
@@ -178,7 +178,7 @@ def open_run(
     with atomic_write(out/'config.json') as p: p.write_text(to_json(config))
     return out
 
-# %% ../nbs/60_experiment.ipynb #b602bb06
+# %% ../nbs/60_experiment.ipynb #31642185
 COLUMNS = ('dataset', 'target', 'task', 'arm', 'seed', 'split_seed', 'layer', 'K', 'tau', 'lam', 'E', 'split', 'metric', 'n', 'value')
 
 def start_model(
@@ -206,9 +206,10 @@ def score_model(
     "Every layer and the task, on validation and test."
     layers, rows = backbone(config.backbone).layers, []
     acts = {part: extract(model, layers, x, config.settings.grid) for part, (x, _) in data.parts.items()}
+    groups = BrainGroups(data.parts['train'][1], config.settings.K)
     for layer in layers:
         held_out = {part: (acts[part][layer], data.parts[part][1]) for part in ('val', 'test')}
-        scores = score_layer(acts['train'][layer], data.parts['train'][1], held_out, config.settings.K, data.rotated)
+        scores = score_layer(acts['train'][layer], data.parts['train'][1], held_out, rotated=data.rotated, groups=groups)
         rows += [dict(layer=layer, split=part, metric=m, n=len(held_out[part][1]), value=v) for part, found in scores.items() for m, v in found.items()]
     for part, x, y in (('val', data.task.x_val, data.task.y_val), ('test', data.task.x_test, data.task.y_test)):
         rows.append(dict(layer='', split=part, metric='task_accuracy', n=len(y), value=task_accuracy(model, x, y)))
@@ -243,17 +244,25 @@ def _write_csv(table, path):
     with atomic_write(path) as p: table.to_csv(p, index=False)
     return path
 
-# %% ../nbs/60_experiment.ipynb #a733b2ac
+# %% ../nbs/60_experiment.ipynb #ce79488c
+def read_results(
+    path, # `results.csv` of a run, or the file of one cell
+) -> pd.DataFrame: # Columns `COLUMNS`; the layer of task rows is the empty string, what an arm does not have is NaN
+    "Read tidy results as they were written."
+    found = pd.read_csv(path, dtype={'target': str, 'layer': str})
+    lacking = [c for c in COLUMNS if c not in found]
+    if lacking: raise ValueError(f'{path} holds no results of protoalign: it lacks {lacking}')
+    return found.assign(layer=found['layer'].fillna(''))
+
 def gather(
     config: Config, # Configuration
     out, # Directory of the run
 ) -> pd.DataFrame: # Tidy results of the finished cells, columns `COLUMNS`
     "Put the finished cells together, and write `results.csv`."
     files = [Path(out)/'cells'/f'{c.name}.csv' for c in cells(config)]
-    done = [pd.read_csv(f, dtype={'target': str, 'layer': str}) for f in files if f.exists()]
+    done = [read_results(f).dropna(axis=1, how='all') for f in files if f.exists()]
     if not done: raise ValueError(f'{out} holds no finished cell yet')
-    results = pd.concat([d.dropna(axis=1, how='all') for d in done], ignore_index=True).reindex(columns=COLUMNS)
-    results['layer'] = results['layer'].fillna('')
+    results = pd.concat(done, ignore_index=True).reindex(columns=COLUMNS)
     _write_csv(results, Path(out)/'results.csv')
     return results
 
@@ -279,7 +288,9 @@ def run(
     threads = max(1, torch.get_num_threads()//n_jobs)
     missing = [c for c in todo if not (out/'cells'/f'{c.name}.csv').exists()]
     bar = tqdm(total=len(todo), initial=len(todo) - len(missing), desc='cells', unit='cell', disable=None)
+    warnings.filterwarnings('ignore', message='A worker stopped while some jobs were given') # joblib renews a worker whose data sets fill its memory
     try:
         for _ in Parallel(n_jobs, return_as='generator_unordered')(delayed(run_cell)(config, c, out, data_dir, threads) for c in missing): bar.update()
     finally: bar.close()
-    return gather(config, out)
+    gather(config, out)
+    return read_results(out/'results.csv')

@@ -207,7 +207,7 @@ def _fit_joint_map(self:JointPrototypes, z, r):
         block[:z.shape[1], :m], block[z.shape[1]:, m:] = shares[0]*wz, shares[1]*wr
         self.joint_map_ = block*np.tile(self.canonical_correlations_, 2)
 
-# %% ../nbs/31_joint.ipynb #1e5c29e2
+# %% ../nbs/31_joint.ipynb #f72201b9
 @patch
 def _back_project(self:JointPrototypes, z, r):
     k = self.n_prototypes
@@ -226,7 +226,8 @@ def _direction(prototypes, x, labels, counts):
     within = ((x - cluster_means(x, labels, len(counts))[labels])**2).sum()/max(len(x) - (counts > 0).sum(), 1)
     se = np.sqrt(within/np.maximum(counts, 1))
     norm = np.linalg.norm(prototypes, axis=1)
-    return np.where(counts > 0, norm/np.maximum(se, np.finfo(float).tiny), 0)
+    ratio = np.divide(norm, se, out=np.where(norm > 0, np.inf, 0.), where=se > 0)
+    return np.where(counts > 0, ratio, 0.)
 
 # %% ../nbs/31_joint.ipynb #a7a1c3e9
 @patch

@@ -54,7 +54,7 @@ def plot_arms(
         ax.set_xticks(range(len(arms)), arms, rotation=30, ha='right')
     return fig
 
-# %% ../nbs/61_report.ipynb #5f329987
+# %% ../nbs/61_report.ipynb #f2c4a703
 def plot_layers(
     results: pd.DataFrame, # Tidy results
     config: Config, # Configuration they come from
@@ -71,7 +71,7 @@ def plot_layers(
             ax.errorbar(range(len(layers)), by_layer['mean'], by_layer['sem'].fillna(0), fmt=f'{marker}-', color=colour, capsize=3, label=arm)
         ax.set_xticks(range(len(layers)), [f'{o}\n(trained)' if o == config.settings.layer else o for o in layers])
         ax.set(ylabel=metric)
-    axes[0][0].legend(fontsize=8)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc='outside upper center', ncol=4)
     return fig
 
 # %% ../nbs/61_report.ipynb #5e79867c
@@ -91,14 +91,14 @@ def plot_sweep(
         ax.set(xlabel='λ (0: vanilla)', ylabel=metric)
     return fig
 
-# %% ../nbs/61_report.ipynb #8e2f7eb0
+# %% ../nbs/61_report.ipynb #a9cc56d0
 def plot_training(
     out, # Directory of the run
     config: Config, # Configuration
     seed: int=0, # Seed to draw
 ): # matplotlib figure, or None where no arm has prototypes
     "Prototype loss against what ignorance costs, and churn at each refresh."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.5), layout='constrained')
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.5), layout='constrained')
     found = False
     for arm in sort_arms(config.arms):
         losses, refreshes = (Path(out)/'libraries'/f'{arm}-seed{seed}-lam{config.settings.lam:g}.{kind}.csv' for kind in ('losses', 'refreshes'))
@@ -108,10 +108,13 @@ def plot_training(
         left.plot(losses['epoch'] + 1, losses['proto_loss'], f'{marker}-', color=colour, ms=3, label=arm)
         right.plot(refreshes['epoch'], refreshes['agreement_brain'], f'{marker}-', color=colour, ms=5, label=f'{arm}: brain alone')
         right.plot(refreshes['epoch'], refreshes['agreement_dnn'], f'{marker}--', color=colour, ms=5, mfc='w', label=f'{arm}: network alone')
+        right.set_xticks(refreshes['epoch'])
     left.axhline(np.log(config.settings.K), color='0.6', ls='--', lw=1, label='log K (ignorance)')
     left.set(xlabel='epoch', ylabel='prototype loss (nats)', ylim=(0, None))
     right.set(xlabel='epoch of the refresh', ylabel='agreement of joint clusters\nwith (adjusted Rand)', ylim=(0, 1))
-    for ax in (left, right): ax.legend(fontsize=7)
+    left.legend(fontsize=7)
+    right.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
+    left.xaxis.get_major_locator().set_params(integer=True)
     if not found: plt.close(fig)
     return fig if found else None
 
@@ -134,7 +137,7 @@ def headline(
             said.append(f'{metric}: protoalign {t["mean"]:.3f}, {base} {t["mean_baseline"]:.3f}, difference {t["difference"]:+.3f}{interval}.')
     return said
 
-# %% ../nbs/61_report.ipynb #b8c62eb5
+# %% ../nbs/61_report.ipynb #0ffca4f0
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>protoalign: {{ config.dataset }}</title>
@@ -142,7 +145,7 @@ _PAGE = '''<!doctype html>
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
 h1 { margin-bottom: .2rem } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd }
 img { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption { color: #555; font-size: .9rem }
-table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto } td, th { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap }
+table { border-collapse: collapse; font-size: .78rem; display: block; overflow-x: auto } td, th { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap }
 th { background: #f6f6f6 } pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .8rem }
 .note { background: #fff6e0; border-left: 4px solid #de8f05; padding: .6rem 1rem }
 </style></head><body>
@@ -178,10 +181,10 @@ _LIMITS = ('Seeds that share pretrained weights differ in batches and splits onl
            'No noise ceilings are drawn: scores are as measured, not divided by what the recording allows.',
            'λ, K, τ and the layer are those of the configuration; nothing was tuned on test stimuli, and nothing on validation stimuli either.')
 
-# %% ../nbs/61_report.ipynb #1cfc3a1c
+# %% ../nbs/61_report.ipynb #bf482d08
 def _png(fig, path):
     buffer = io.BytesIO()
-    fig.savefig(buffer, format='png', dpi=110)
+    fig.savefig(buffer, format='png', dpi=110, bbox_inches='tight')
     plt.close(fig)
     with atomic_write(path) as p: p.write_bytes(buffer.getvalue())
     return base64.b64encode(buffer.getvalue()).decode()
@@ -200,16 +203,22 @@ def _figures(out, config, results, data):
     yield 'layers', 'Layer by layer', 'Trained at one layer, scored at all.', plot_layers(results, config, metrics[:1] + metrics[-2:])
     if results.loc[results['arm'] == 'protoalign', 'lam'].nunique() > 1:
         yield 'sweep', 'Dose and response', 'Thin lines are seeds.', plot_sweep(results, config, ['cka_debiased', 'encoding_r2', 'task_accuracy'])
-    yield 'training', 'Loss and refreshes', 'Seed 0. Right: how far the joint clusters are those of the brain alone, or of the network alone; a network that defines its own targets would show as a rising dashed and a falling solid line.', plot_training(out, config)
+    yield 'training', 'Loss and refreshes', 'Seed 0. Right: how far the joint clusters agree with those that each side would make alone. A rising dashed line says that the network has taken the clusters over, which the loss asks for; a solid line that falls at the same time would say that it defines its own targets.', plot_training(out, config)
     yield 'gallery', 'Prototypes', 'The training stimuli nearest to each prototype of protoalign, seed 0, at the last refresh; in brackets, how many stimuli it has.', _gallery(out, config, data)
 
-# %% ../nbs/61_report.ipynb #ca799642
+# %% ../nbs/61_report.ipynb #c7bafd6e
 def _stimuli(config, data_dir):
     "The data set, or None and the reason."
     try: return load(config.dataset, data_dir, **config.options), ''
     except FileNotFoundError as e: return None, str(e)
 
-def _table(frame): return Markup(frame.to_html(index=False, float_format='{:.4g}'.format, na_rep='', border=0))
+def _table(frame, **options): return Markup(frame.to_html(float_format='{:.3g}'.format, na_rep='', border=0, **options))
+
+def _means(rows):
+    "Metrics × arms: mean ± standard error."
+    means = arm_means(rows)
+    means['value'] = [f'{m:.3f}' if np.isnan(se) else f'{m:.3f} ± {se:.3f}' for m, se in zip(means['mean'], means['se'])]
+    return means.pivot(index='metric', columns='arm', values='value')[sort_arms(rows['arm'].unique())]
 
 def make_report(
     out, # Directory of a run
@@ -236,7 +245,7 @@ def _page(out, config, results, data, reason, figures):
     return Environment(autoescape=True).from_string(_PAGE).render(
         config=config, target=results['target'].iloc[0], simulated=bool(data and data.simulated), sentences=headline(results, config),
         power=power_note(results['seed'].nunique(), max(n_tests, 1)), figures=figures, gallery=any(f['name'] == 'gallery' for f in figures),
-        gallery_reason=reason or 'no arm with prototypes is finished', n_tests=n_tests, tests=_table(tests), means=_table(arm_means(rows)),
+        gallery_reason=reason or 'no arm with prototypes is finished', n_tests=n_tests, tests=_table(tests, index=False), means=_table(_means(rows)),
         counts=f'Held-out stimuli: {n.get("test", 0)} for the test, {n.get("val", 0)} for validation (in seed 0).',
         licence=data.licence if data else 'see its source', citation=data.citation if data else 'see its source',
         arms={a: _ARM_TEXTS.get(a, '') for a in arms}, metrics={m: t for m, t in METRICS.items() if m in set(rows['metric'])},

@@ -1,0 +1,94 @@
+"Bad input gets one clear error that names the shapes and the cure, before any work starts."
+import numpy as np
+import pytest
+from dataclasses import replace
+
+from protoalign.cli import main
+from protoalign.data import Responses, planted_world
+from protoalign.datasets import dataset_loader, load
+from protoalign.experiment import PRESETS, run
+from protoalign.joint import JointPrototypes
+from protoalign.rsa import rsa
+from protoalign.cka import linear_cka
+
+DIGITS = load('digits')
+TINY = replace(PRESETS['digits'], n_seeds=1, sweep=(), pretrain_epochs=1)
+
+
+def with_responses(name, values, ids=DIGITS.ids):
+    responses = {'made': Responses(values, ids, 'simulated subject')}
+    dataset_loader(name)(lambda data_dir=None: replace(DIGITS, name=name, responses=responses))
+    return replace(TINY, dataset=name)
+
+
+def refused(config, tmp_path, match):
+    with pytest.raises(ValueError, match=match): run(config, tmp_path/'run')
+    assert not (tmp_path/'run').exists(), 'work started'
+
+
+VALUES = DIGITS.responses['simulated-01'].values
+
+
+def test_unknown_stimuli(tmp_path):
+    refused(with_responses('fewer', VALUES[:-7], DIGITS.ids[:-7]), tmp_path, '7 of 1797 stimulus ids have no response.*digit-1790')
+
+
+def test_unequal_numbers_of_stimuli():
+    with pytest.raises(ValueError, match=r'values of shape \(1790, 100\) and 1797 ids'): Responses(VALUES[:-7], DIGITS.ids)
+    acts, brain, _ = planted_world()
+    for f in (rsa, linear_cka, JointPrototypes(3).fit):
+        with pytest.raises(ValueError, match=r'\(300, 40\) and \(299, 60\)'): f(acts, brain[:-1])
+
+
+def test_nan(tmp_path):
+    refused(with_responses('holes', np.where(np.arange(100) == 3, np.nan, VALUES)), tmp_path, r'1 of 100 features hold NaN .*\[3\]')
+
+
+def test_constant(tmp_path):
+    refused(with_responses('silent', np.where(np.arange(100) == 5, 1., VALUES)), tmp_path, r'1 of 100 features are constant .*\[5\]')
+
+
+def test_constant_on_training_stimuli_only(tmp_path):
+    from protoalign.data import split_stimuli
+    values = VALUES.copy()
+    values[split_stimuli(DIGITS.groups).train, 8] = 0
+    refused(with_responses('half-silent', values), tmp_path, r'constant over 1138 stimuli .*\[8\]')
+
+
+@pytest.mark.parametrize('change, match', [
+    (dict(dataset='digist'), 'did you mean digits'),
+    (dict(target='IT'), "unknown target 'IT'.*simulated-01"),
+    (dict(backbone='resnet19'), "unknown backbone 'resnet19'.*resnet20"),
+    (dict(arms=('vanilla', 'proto')), "unknown arms \\['proto'\\].*protoalign"),
+    (dict(n_seeds=0), 'at least one seed'),
+    (dict(settings=replace(TINY.settings, layer='layer2.9')), 'close names: .*layer2'),
+    (dict(settings=replace(TINY.settings, K=1139)), 'K = 1139 prototypes are impossible with 1138 training stimuli'),
+    (dict(settings=replace(TINY.settings, tau=0.)), 'tau must be positive'),
+    (dict(settings=replace(TINY.settings, lam=-1.)), 'lam must be at least 0'),
+], ids=lambda o: next(iter(o)) if isinstance(o, dict) else '')
+def test_configuration(change, match, tmp_path): refused(replace(TINY, **change), tmp_path, match)
+
+
+def test_directory_of_another_run(tmp_path, capsys):
+    words = ['run', '--out', str(tmp_path), '--seeds', '1']
+    (tmp_path/'thesis.tex').write_text('years of work')
+    assert main(words) == 2
+    assert 'holds no protoalign run' in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_missing_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv('PROTOALIGN_DATA', raising=False)
+    assert main(['run', '--dataset', 'macaque-v4', '--data-dir', str(tmp_path), '--out', str(tmp_path/'run')]) == 2
+    err = capsys.readouterr().err
+    for must in ('github.com/cowleygroup/V4_compact_models', 'GPL-3.0', '--data-dir', 'PROTOALIGN_DATA'): assert must in err
+    assert not (tmp_path/'run').exists()
+
+
+def test_hostile_library(tmp_path):
+    import pickle
+    from protoalign.library import PrototypeLibrary
+    for name, content in (('pickle', pickle.dumps({'a': 1})), ('empty', b''), ('huge header', (2**62).to_bytes(8, 'little') + b'{}')):
+        path = tmp_path/name
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match='is not a prototype library'): PrototypeLibrary.load(path)
