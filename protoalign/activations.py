@@ -76,7 +76,7 @@ def eval_mode(model: nn.Module):
     finally:
         for m, training in were.items(): m.training = training
 
-# %% ../nbs/13_activations.ipynb #306b2d90
+# %% ../nbs/13_activations.ipynb #6bfddd41
 def _batches(images, batch_size):
     "Batches of a tensor or array; a loader yields its own, the stimuli first."
     if isinstance(images, np.ndarray): images = torch.from_numpy(images)
@@ -90,7 +90,7 @@ def extract(
     grid: int=1, # Pooling of maps, see `pool`
     batch_size: int=128, # Stimuli at a time; only speed and memory depend on it
     progress: bool=None, # Progress bar; None shows it on a terminal only
-) -> dict: # {layer: (n_stimuli, n_features) float32 array}
+) -> dict: # {layer: (n_stimuli, n_features) float32 array}; ValueError for unknown layers, and for layers that are never called
     "Pooled activations of named layers, in evaluation mode and without gradient."
     layers = [layers] if isinstance(layers, str) else list(layers)
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
@@ -99,5 +99,7 @@ def extract(
     with capture(model, layers, grid) as kept, eval_mode(model), torch.no_grad():
         for batch in bar:
             model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
-            for name in layers: found[name].append(kept[name].float().cpu().numpy())
+            silent = [name for name in layers if name not in kept]
+            if silent: raise ValueError(f'{type(model).__name__} has layers {silent}, but its forward pass never calls them')
+            for name in layers: found[name].append(kept.pop(name).float().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -11,9 +11,9 @@ __all__ = ['run_config', 'main']
 import argparse, json, os, sys
 from pathlib import Path
 
-# %% ../nbs/62_cli.ipynb #a4013641
+# %% ../nbs/62_cli.ipynb #82763b13
 def _numbers(text): return tuple(float(o) for o in text.split(',') if o)
-def _words(text): return tuple(o for o in text.split(',') if o)
+def _words(text): return tuple(o.strip() for o in text.split(',') if o.strip())
 
 # (option, field of Config or of Settings, type, help)
 _RUN_OPTIONS = (
@@ -38,13 +38,15 @@ _RUN_OPTIONS = (
     ('--brain-weight', 'settings.brain_weight', float, 'share of the brain in the joint clustering'),
 )
 
+_COLUMNS = 'rater', 'item', 'answer', 'truth' # Of a table of answers; truth may be absent
+
 def _run_parser(sub):
     p = sub.add_parser('run', help='train the arms, score them, write the report (the main job)',
                        description='Train the arms on a data set, score them on held-out stimuli, and write results.csv and report.html.')
-    p.add_argument('--dataset', default='digits', help='stimuli and responses: digits (embedded), macaque-v4, ...')
+    p.add_argument('--dataset', default='digits', help='stimuli and responses: digits (embedded, the default), macaque-v4, objects92')
     p.add_argument('--session', help='session of macaque-v4')
     p.add_argument('--region', help='region of objects92')
-    for option, name, kind, text in _RUN_OPTIONS: p.add_argument(option, dest=name, type=kind, help=text)
+    for option, name, kind, text in _RUN_OPTIONS: p.add_argument(option, dest=name, type=kind, help=text, metavar=option[2:].replace('-', '_').upper())
     p.add_argument('--out', help='directory of the run; runs/DATASET by default. An interrupted run goes on where it stopped')
     p.add_argument('--data-dir', help='folder of your data sets (or the environment variable PROTOALIGN_DATA)')
     p.add_argument('--jobs', type=int, help='cells at once; up to 4 by default, 1 on a GPU')
@@ -61,10 +63,12 @@ def _parser():
     for side in ('activations', 'responses'): p.add_argument(side, help=f'{side}, .npy, stimuli in rows')
     p.add_argument('--K', type=int, default=20, help='number of prototypes')
     p.add_argument('--out', default='prototypes.safetensors', help='file to write')
-    p = sub.add_parser('score', help='alignment of two matrices (.npy), as JSON')
+    p = sub.add_parser('score', help='alignment of two matrices (.npy) on held-out rows, as JSON', description='Fit on about 80 %% of the rows, score on the others (which row goes where is fixed), print JSON.')
     for side in ('activations', 'responses'): p.add_argument(side, help=f'{side}, .npy, stimuli in rows')
     p = sub.add_parser('study', help='accuracy and agreement of a table of answers (.csv), as JSON')
-    p.add_argument('answers', help='CSV with columns rater, item, answer, and truth where there is one')
+    p.add_argument('answers', help='CSV with one judgement a row')
+    for column in _COLUMNS: p.add_argument(f'--{column}', default=column, metavar='COLUMN', help=f'column that holds the {column} ({column} by default)')
+    p.add_argument('--keep-first', action='store_true', help='of several answers of one rater to one item, keep the first')
     return parser
 
 # %% ../nbs/62_cli.ipynb #edb6f47f
@@ -97,7 +101,7 @@ def _run(args):
     print(f'Results: {out/"results.csv"}')
     print(f'Report: {make_report(out, args.data_dir).resolve()}')
 
-# %% ../nbs/62_cli.ipynb #1398b31c
+# %% ../nbs/62_cli.ipynb #618d30d1
 def _report(args):
     from protoalign.report import make_report
     print(f'Report: {make_report(args.dir, args.data_dir).resolve()}')
@@ -107,17 +111,33 @@ def _datasets(args):
     print('Known to load():', ', '.join(list_datasets()), '\n\nFolders that you can hold:')
     for name, (what, where, licence, citation) in SOURCES.items(): print(f'  {name}: {what}\n    from {where}\n    licence: {licence}\n    cite: {citation}')
 
-def _two_matrices(args):
+def _matrix(path, recorded=False):
+    "A matrix from a .npy file; ValueError names the file."
     import numpy as np
+    from protoalign.data import Responses, as_matrix, check_responses
+    try:
+        with open(path, 'rb') as f: x = as_matrix(np.lib.format.read_array(f, allow_pickle=False))
+        if recorded: check_responses(Responses(x, range(len(x))))
+    except (ValueError, EOFError) as e: raise ValueError(f'{path}: {e} (expected a .npy file as from numpy.save, a number for each stimulus and feature)') from e
+    return x
+
+def _two_matrices(args):
     from protoalign.data import paired
-    return paired(*(np.load(f, allow_pickle=False) for f in (args.activations, args.responses)))
+    return paired(_matrix(args.activations), _matrix(args.responses, recorded=True))
+
+def _json(values):
+    "JSON text; what is not a number becomes null."
+    clean = lambda v: [clean(o) for o in v] if isinstance(v, (list, tuple)) else None if isinstance(v, float) and v != v else v
+    return json.dumps({k: clean(v) for k, v in values.items()}, indent=1)
 
 def _prototypes(args):
     from protoalign.joint import JointPrototypes
     from protoalign.library import make_library
+    if not Path(args.out).parent.is_dir(): raise ValueError(f'the folder of --out {args.out} does not exist')
     x, y = _two_matrices(args)
     joint = JointPrototypes(n_prototypes=args.K).fit(x, y)
     lib = make_library(joint, range(len(x)), activations=str(args.activations), responses=str(args.responses))
+    for side, found in joint.sides_.items(): print(f'{side}: ' + ', '.join(f'{k} {v:.3f}' for k, v in found.items()))
     print(f'{lib}\nSaved: {lib.save(args.out)}')
 
 def _score(args):
@@ -125,15 +145,18 @@ def _score(args):
     from protoalign.score import score_layer
     x, y = _two_matrices(args)
     split = split_stimuli([f'row {i}' for i in range(len(x))], val=0.)
+    if len(split.test) < 4: raise ValueError(f'of {len(x)} rows, {len(split.test)} are held out, and a score needs at least 4: about 20 rows in all')
     scores = score_layer(x[split.train], y[split.train], {'test': (x[split.test], y[split.test])})['test']
-    print(json.dumps(dict(n_train=len(split.train), n_test=len(split.test), **scores), indent=1))
+    print(_json(dict(n_train=len(split.train), n_test=len(split.test), **scores)))
 
 def _study(args):
     import pandas as pd
     from protoalign.human_study import summarise_study
-    print(json.dumps(summarise_study(pd.read_csv(args.answers))._asdict(), indent=1))
+    answers = pd.read_csv(args.answers).rename(columns={getattr(args, c): c for c in _COLUMNS})
+    if args.keep_first: answers = answers.drop_duplicates(['rater', 'item'])
+    print(_json(summarise_study(answers)._asdict()))
 
-# %% ../nbs/62_cli.ipynb #3e6fa511
+# %% ../nbs/62_cli.ipynb #02a23061
 _JOBS = dict(run=_run, report=_report, datasets=_datasets, prototypes=_prototypes, score=_score, study=_study)
 
 def main(
@@ -144,7 +167,7 @@ def main(
     args = _parser().parse_args(told)
     args.told = told
     try: _JOBS[args.job](args)
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
         print(f'protoalign: error: {e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:

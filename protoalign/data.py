@@ -89,14 +89,16 @@ def check_responses(
                          f'(first: {flat[:5].tolist()}); drop them, they carry nothing')
     return responses
 
-# %% ../nbs/10_data.ipynb #5ed7565d
+# %% ../nbs/10_data.ipynb #894811f9
 def as_matrix(
     x, # (n_stimuli, n_features), array, list or tensor
-): # The same values in floating point; a tensor stays a tensor, anything else becomes float64 NumPy
+): # The same values in floating point; a tensor stays a tensor, anything else becomes float64 NumPy. ValueError for NaN or infinite values
     "A floating-point matrix with stimuli in rows."
     if is_torch_array(x): x = x if x.is_floating_point() else x.double()
     else: x = np.asarray(x, dtype=float)
     if x.ndim != 2: raise ValueError(f'need a matrix (n_stimuli, n_features), got shape {tuple(x.shape)}')
+    finite = x.detach().isfinite().all() if is_torch_array(x) else np.isfinite(x).all()
+    if not finite: raise ValueError(f'a matrix of shape {tuple(x.shape)} holds NaN or infinite values: drop those stimuli or features')
     return x
 
 def paired(
@@ -105,6 +107,7 @@ def paired(
     min_stimuli: int=2, # Fewest rows that the measure needs
 ): # Both as floating-point matrices; ValueError names the shapes
     "Two matrices whose rows are the same stimuli."
+    if is_torch_array(x) != is_torch_array(y): raise ValueError(f'give two arrays or two tensors, got {type(x).__name__} and {type(y).__name__}')
     x, y = as_matrix(x), as_matrix(y)
     if len(x) != len(y): raise ValueError(f'rows must be the same stimuli on both sides, got shapes {tuple(x.shape)} and {tuple(y.shape)}')
     if len(x) < min_stimuli: raise ValueError(f'need at least {min_stimuli} stimuli, got {len(x)}')
@@ -151,13 +154,14 @@ def split_stimuli(
         if share and not len(rows): raise ValueError(f'{len(groups)} stimuli in {len(set(groups))} groups leave none for {name}')
     return parts
 
-# %% ../nbs/10_data.ipynb #15844968
+# %% ../nbs/10_data.ipynb #d11aa0c1
 def patterns_from_rdm(
     d, # Correlation distances 1 - r: square (n, n), or condensed (n(n-1)/2,) as SciPy's pdist
 ) -> np.ndarray: # (n, rank+1), each row with mean 0 and norm 1, equal to the measured patterns up to a rotation
     "Patterns whose correlation RDM is `d`; ValueError where no patterns can have it."
     d = np.asarray(d, dtype=float)
     d = squareform(d) if d.ndim == 1 else d
+    if d.ndim != 2 or d.shape[0] != d.shape[1]: raise ValueError(f'a dissimilarity matrix is square, got shape {d.shape}')
     if not np.allclose(d, d.T, atol=1e-8) or not np.allclose(np.diag(d), 0, atol=1e-8):
         raise ValueError('a dissimilarity matrix is symmetric with a zero diagonal')
     w, v = eigh(1 - (d + d.T)/2)

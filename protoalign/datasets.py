@@ -6,10 +6,10 @@ Docs: https://protoalign.github.io/protoalign/datasets.html.md"""
 
 # %% auto #0
 __all__ = ['DIGIT_AXES', 'DIGIT_WORLD', 'SOURCES', 'CIFAR_CLASSES', 'Dataset', 'digit_axes', 'residualise', 'simulate_subject',
-           'dataset_loader', 'load', 'list_datasets', 'data_folder', 'read_images']
+           'dataset_loader', 'dataset_options', 'load', 'list_datasets', 'data_folder', 'read_images']
 
-# %% ../nbs/11_datasets.ipynb #591f7415
-import difflib, io, os, zipfile
+# %% ../nbs/11_datasets.ipynb #63ff1b5e
+import difflib, inspect, io, os, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,12 +21,12 @@ from sklearn.datasets import load_digits
 
 from .data import Responses, content_groups, patterns_from_rdm
 
-# %% ../nbs/11_datasets.ipynb #8ef43d20
+# %% ../nbs/11_datasets.ipynb #8843d84d
 @dataclass(frozen=True)
 class Dataset:
     "Stimuli, and what is known about them."
     name: str # As given to `load`
-    stimuli: np.ndarray # (n_stimuli, height, width[, 3]) images, 8 bit
+    stimuli: np.ndarray # (n_stimuli, height, width[, 3]) images, unsigned 8-bit integers from 0 to `white`
     ids: tuple # Stimulus ids, n_stimuli different strings
     groups: list # Content group of each stimulus, for `split_stimuli`
     licence: str # What its owners allow
@@ -35,6 +35,7 @@ class Dataset:
     class_names: tuple = () # Names of the classes
     responses: dict = field(default_factory=dict) # {target: Responses}
     simulated: bool = False # True where responses are simulated
+    white: float = 255. # Largest value a pixel can have; 16 for the digits
 
     def __repr__(self):
         simulated = ', SIMULATED responses' if self.simulated else ''
@@ -87,7 +88,7 @@ def simulate_subject(
     signal = axes @ rng.normal(size=(axes.shape[1], n_voxels))
     return signal/signal.std(0) + noise_sd*rng.normal(size=signal.shape)
 
-# %% ../nbs/11_datasets.ipynb #15dcf2f8
+# %% ../nbs/11_datasets.ipynb #72387925
 _LOADERS = {}
 
 def dataset_loader(
@@ -99,22 +100,30 @@ def dataset_loader(
         return f
     return register
 
+def dataset_options(
+    name: str, # Name of a data set
+) -> tuple: # Names of its options, as ('session',)
+    "What `load` may be told about a data set; ValueError for an unknown one."
+    if name not in _LOADERS:
+        near = difflib.get_close_matches(name, _LOADERS, n=2, cutoff=.4)
+        raise ValueError(f'unknown data set {name!r}; did you mean {" or ".join(near) or "one of these"}? Known: {sorted(_LOADERS)}')
+    return tuple(o for o in inspect.signature(_LOADERS[name]).parameters if o != 'data_dir')
+
 def load(
     name: str, # Name of the data set, one of `list_datasets()`
     data_dir=None, # Folder that holds the user's data sets; the environment variable PROTOALIGN_DATA if None
     **options, # What the data set offers: `session`, `region`, `part`
 ) -> Dataset: # Stimuli, ids, groups, labels, responses, licence and citation
-    "Load a data set by name; ValueError for an unknown name, FileNotFoundError with the cure for a missing folder."
-    if name not in _LOADERS:
-        near = difflib.get_close_matches(name, _LOADERS, n=2, cutoff=.4)
-        raise ValueError(f'unknown data set {name!r}; did you mean {" or ".join(near) or "one of these"}? Known: {sorted(_LOADERS)}')
+    "Load a data set by name; ValueError for an unknown name or option, FileNotFoundError with the cure for a missing folder."
+    unknown = sorted(set(options) - set(dataset_options(name)))
+    if unknown: raise ValueError(f'data set {name!r} has no option {", ".join(unknown)}; it has: {", ".join(dataset_options(name)) or "none"}')
     return _LOADERS[name](data_dir=data_dir, **options)
 
 def list_datasets() -> list:
     "Names that `load` knows."
     return sorted(_LOADERS)
 
-# %% ../nbs/11_datasets.ipynb #ed6aba30
+# %% ../nbs/11_datasets.ipynb #13c3feb6
 @dataset_loader('digits')
 def _digits(data_dir=None):
     raw, w = load_digits(), DIGIT_WORLD
@@ -127,7 +136,7 @@ def _digits(data_dir=None):
     images = raw.images.astype(np.uint8)
     return Dataset('digits', images, ids, content_groups(images), 'BSD-3-Clause (scikit-learn); subjects simulated by protoalign',
                    'Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI; responses simulated',
-                   raw.target, tuple('0123456789'), responses, simulated=True)
+                   raw.target, tuple('0123456789'), responses, simulated=True, white=16.)
 
 # %% ../nbs/11_datasets.ipynb #69a20b9e
 SOURCES = {

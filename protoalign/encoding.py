@@ -16,29 +16,30 @@ from sklearn.linear_model import RidgeCV
 
 from .data import paired
 
-# %% ../nbs/22_encoding.ipynb #5ce816e6
+# %% ../nbs/22_encoding.ipynb #85f594df
 def prediction_scores(
     y: np.ndarray, # Measured responses to test stimuli, (n_test, n_units)
     predicted: np.ndarray, # Predictions for them, (n_test, n_units)
     y_train_mean: np.ndarray, # Mean of each unit over the training stimuli, (n_units,)
-): # R² against the training mean and Pearson's r, each (n_units,)
+): # R² against the training mean and Pearson's r (0 for predictions that do not vary), each (n_units,)
     "Explained variance and correlation of each unit; NaN with a warning for units that do not vary."
     flat = np.ptp(y, axis=0) == 0
     if flat.any(): warnings.warn(f'{flat.sum()} of {y.shape[1]} units are constant over the test stimuli: their scores are NaN', stacklevel=2)
+    a, b = y - y.mean(0), predicted - predicted.mean(0)
+    silent = np.abs(b).max(0) <= 1e-12*np.abs(predicted).max(0)
     with np.errstate(invalid='ignore', divide='ignore'):
         r2 = 1 - ((y - predicted)**2).sum(0)/((y - y_train_mean)**2).sum(0)
-        a, b = y - y.mean(0), predicted - predicted.mean(0)
-        r = (a*b).sum(0)/np.sqrt((a*a).sum(0)*(b*b).sum(0))
+        r = np.where(silent, 0, (a*b).sum(0)/np.sqrt((a*a).sum(0)*(b*b).sum(0)))
     return np.where(flat, np.nan, r2), np.where(flat, np.nan, r)
 
-# %% ../nbs/22_encoding.ipynb #e0a324a6
+# %% ../nbs/22_encoding.ipynb #463ff05e
 ALPHAS = tuple(np.logspace(-1, 6, 15)) # Penalties to choose from, for standardised features
 
 class EncodingScore(NamedTuple):
     "How well each unit is predicted on test stimuli."
     r2: np.ndarray # Explained variance against the training mean, (n_units,), at most 1
     r: np.ndarray # Pearson correlation, (n_units,), in [-1, 1]
-    pooled_r2: float # Explained share of the variance of all units together; does not depend on the axes
+    pooled_r2: float # Explained share of the variance of all units together; independent of the axes for one common penalty, nearly so for one for each unit
     alpha: np.ndarray # Penalty chosen for each unit, (n_units,)
     predicted: np.ndarray # Predictions for the test stimuli, (n_test, n_units)
 

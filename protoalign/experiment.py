@@ -8,7 +8,7 @@ Docs: https://protoalign.github.io/protoalign/experiment.html.md"""
 __all__ = ['PRESETS', 'COLUMNS', 'Config', 'to_json', 'Cell', 'cells', 'SeedData', 'target_responses', 'seed_data', 'check',
            'open_run', 'start_model', 'score_model', 'run_cell', 'read_results', 'gather', 'environment', 'run']
 
-# %% ../nbs/60_experiment.ipynb #d26ce97d
+# %% ../nbs/60_experiment.ipynb #766589a5
 import json, platform, sys, warnings
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -24,15 +24,15 @@ from safetensors.torch import load_file, save_file
 from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
 
-from .activations import extract, get_layer
-from .data import check_responses, hash_fraction, mean_repeats, select, split_stimuli
-from .datasets import load
+from .activations import eval_mode, extract, get_layer
+from .data import Responses, check_responses, hash_fraction, mean_repeats, select, split_stimuli
+from .datasets import dataset_options, load
 from .library import atomic_write
 from .networks import backbone
 from .score import BrainGroups, score_layer
 from .train import ARMS, Settings, Stimuli, Task, fit, no_random, task_accuracy, train_arm
 
-# %% ../nbs/60_experiment.ipynb #e49a7271
+# %% ../nbs/60_experiment.ipynb #9534d837
 @dataclass(frozen=True)
 class Config:
     "What an experiment is."
@@ -51,7 +51,7 @@ class Config:
     settings: Settings=Settings('layer2', grid=4) # What all arms share
 
     def __post_init__(self):
-        for name in ('arms', 'sweep'): object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ('arms', 'sweep'): object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         if isinstance(self.settings, dict): object.__setattr__(self, 'settings', Settings(**self.settings))
 
 PRESETS = {
@@ -88,7 +88,7 @@ def cells(config: Config) -> list:
             out += [Cell(arm, seed, lam) for lam in lams]
     return out
 
-# %% ../nbs/60_experiment.ipynb #360b6c48
+# %% ../nbs/60_experiment.ipynb #11118c15
 @dataclass
 class SeedData:
     "Everything that the cells of one seed share."
@@ -102,29 +102,37 @@ def _load_cached(name, data_dir, options): return load(name, data_dir, **dict(op
 
 def _dataset(config, data_dir): return _load_cached(config.dataset, data_dir, tuple(sorted(config.options.items())))
 
-def target_responses(
-    config: Config, # Configuration
-    data_dir=None, # Folder of the user's data sets
-): # Responses to all stimuli in the order of the data set; ValueError for an unknown target, unknown stimuli, NaN or constant features
-    "The responses that an experiment is about, checked."
-    data = _dataset(config, data_dir)
+def _target(config, data):
+    "Name of the responses that the experiment is about."
     if not data.responses: raise ValueError(f'data set {data.name!r} has no brain responses: it can be a task, not the stimuli')
     target = config.target or next(iter(data.responses))
     if target not in data.responses: raise ValueError(f'unknown target {target!r} of {data.name}; known: {list(data.responses)}')
-    return check_responses(mean_repeats(select(data.responses[target], data.ids)))
+    return target
+
+def _task_data(config, part, data_dir):
+    if 'part' not in dataset_options(config.task): raise ValueError(f'data set {config.task!r} has no training and test part: it cannot be the task; known: cifar10h')
+    return _load_cached(config.task, data_dir, (('part', part),))
+
+def target_responses(
+    config: Config, # Configuration
+    data_dir=None, # Folder of the user's data sets
+) -> Responses: # Responses to all stimuli in the order of the data set; ValueError for an unknown target, unknown stimuli, NaN or constant features
+    "The responses that an experiment is about, checked."
+    data = _dataset(config, data_dir)
+    return check_responses(mean_repeats(select(data.responses[_target(config, data)], data.ids)))
 
 def _own_task(x, labels, split):
     y = torch.as_tensor(labels)
     return Task(*(o for rows in split for o in (x[rows], y[rows])), rows=torch.arange(len(split.train)))
 
 def _other_task(config, net, seed, data_dir):
-    train, test = (_load_cached(config.task, data_dir, (('part', part),)) for part in ('train', 'test'))
+    train, test = (_task_data(config, part, data_dir) for part in ('train', 'test'))
     rows = np.arange(len(train.ids))
     if config.task_images and config.task_images < len(rows):
         rows, _ = train_test_split(rows, train_size=config.task_images, stratify=train.labels, random_state=seed)
     by_hash = np.argsort([hash_fraction(g) for g in test.groups], kind='stable')
     parts = [(train, np.sort(rows)), (test, np.sort(by_hash[:2000])), (test, np.sort(by_hash[2000:]))]
-    return Task(*(o for data, i in parts for o in (net.prepare(data.stimuli[i]), torch.as_tensor(data.labels[i]))))
+    return Task(*(o for data, i in parts for o in (net.prepare(data.stimuli[i], white=data.white), torch.as_tensor(data.labels[i]))))
 
 def seed_data(
     config: Config, # Configuration
@@ -134,32 +142,59 @@ def seed_data(
     "Load, split and prepare what one seed needs."
     data, responses, net = _dataset(config, data_dir), target_responses(config, data_dir), backbone(config.backbone)
     split = split_stimuli(data.groups, seed)
-    x = net.prepare(data.stimuli, config.stimulus_size)
+    x = net.prepare(data.stimuli, config.stimulus_size, data.white)
     parts = {name: (x[rows], responses.values[rows]) for name, rows in zip(split._fields, split)}
     stimuli = Stimuli(x[split.train], responses.values[split.train], tuple(np.array(data.ids)[split.train]))
-    if config.task is None and data.labels is None: raise ValueError(f'data set {data.name!r} has no labels: name a task, as task="cifar10h"')
     task = _own_task(x, data.labels, split) if config.task is None else _other_task(config, net, seed, data_dir)
     return SeedData(task, stimuli, parts, responses.rotated)
 
-# %% ../nbs/60_experiment.ipynb #2dc5f602
+# %% ../nbs/60_experiment.ipynb #3e031783
 def check(
     config: Config, # Configuration
     data_dir=None, # Folder of the user's data sets
 ): # Nothing; ValueError or FileNotFoundError with the cure
     "Refuse an experiment that cannot work, before it starts."
-    unknown = [a for a in config.arms if a not in ARMS]
-    if unknown or not config.arms: raise ValueError(f'unknown arms {unknown}; known: {list(ARMS)}')
-    if config.n_seeds < 1: raise ValueError(f'need at least one seed, got {config.n_seeds}')
-    if any(lam < 0 for lam in (config.settings.lam, *config.sweep)): raise ValueError('lam must be at least 0')
-    if config.settings.tau <= 0: raise ValueError(f'tau must be positive, got {config.settings.tau}')
+    _check_values(config)
     net, data = backbone(config.backbone), _dataset(config, data_dir)
-    responses, split = target_responses(config, data_dir), split_stimuli(data.groups)
-    for rows in split: check_responses(replace(responses, values=responses.values[rows], ids=tuple(np.array(responses.ids)[rows])))
+    responses, ids = target_responses(config, data_dir), np.array(data.ids)
+    for seed in range(config.n_seeds):
+        split = split_stimuli(data.groups, seed)
+        for rows in split: check_responses(replace(responses, values=responses.values[rows], ids=tuple(ids[rows])))
     if config.settings.K > len(split.train):
         raise ValueError(f'K = {config.settings.K} prototypes are impossible with {len(split.train)} training stimuli: choose fewer')
     if config.task is None and data.labels is None: raise ValueError(f'data set {data.name!r} has no labels: name a task, as task="cifar10h"')
-    if config.task: _load_cached(config.task, data_dir, (('part', 'test'),))
-    get_layer(net.make(data_dir), config.settings.layer)
+    _check_network(config, data, net, data_dir)
+
+_RANGES = {'at least 1': ('n_seeds', 'K', 'grid', 'epochs', 'stimulus_size', 'task_images'), 'at least 2': ('batch_size', 'stimulus_batch'),
+           'at least 0': ('lam', 'every', 'pretrain_epochs'), 'positive': ('tau', 'lr', 'pretrain_lr'), 'from 0 to 1': ('brain_weight',)}
+_IN_RANGE = {'at least 1': lambda v: 1 <= v < np.inf, 'at least 2': lambda v: 2 <= v < np.inf, 'at least 0': lambda v: 0 <= v < np.inf,
+             'positive': lambda v: 0 < v < np.inf, 'from 0 to 1': lambda v: 0 <= v <= 1}
+
+def _check_values(config):
+    "Names and numbers that need no data; a NaN is in no range."
+    unknown = [a for a in config.arms if a not in ARMS]
+    if unknown or not config.arms: raise ValueError(f'unknown arms {unknown}; known: {list(ARMS)}')
+    values = _flat(asdict(config))
+    told = [(name, values[name], kind) for kind, names in _RANGES.items() for name in names if values[name] is not None]
+    for name, value, kind in [*told, *(('a λ of the sweep', lam, 'at least 0') for lam in config.sweep)]:
+        if not _IN_RANGE[kind](value): raise ValueError(f'{name} must be {kind}, got {value}')
+    if config.settings.joint not in (None, 'pca', 'cca'): raise ValueError(f"joint is None, 'pca' or 'cca', got {config.settings.joint!r}")
+
+def _check_network(config, data, net, data_dir):
+    "One stimulus and one task image go through the network; its outputs must be enough for the labels."
+    model, layer = net.make(data_dir), config.settings.layer
+    get_layer(model, layer)
+    shown = [(data, config.stimulus_size)] + ([(_task_data(config, part, data_dir), None) for part in ('train', 'test')] if config.task else [])
+    for source, size in shown:
+        try:
+            x = net.prepare(source.stimuli[:1], size, source.white)
+            extract(model, layer, x, config.settings.grid)
+            with eval_mode(model), torch.no_grad(): n_out = model(x).shape[1]
+        except (ValueError, RuntimeError) as e: raise ValueError(f'network {config.backbone!r} cannot be shown the images of {source.name!r}: {e}') from e
+    n_classes = int(max(source.labels)) + 1
+    if n_classes > n_out: raise ValueError(f'network {config.backbone!r} has {n_out} outputs, {source.name!r} has {n_classes} classes: name another task, as task="cifar10h"')
+    if config.task and config.task_images and config.task_images < n_classes:
+        raise ValueError(f'task_images must be at least {n_classes}, one for each class, got {config.task_images}')
 
 def _flat(config): return {**{k: v for k, v in config.items() if k != 'settings'}, **config.get('settings', {})}
 
@@ -169,6 +204,7 @@ def open_run(
 ) -> Path: # The directory; ValueError if it holds something else
     "Claim a directory for an experiment, or come back to it."
     out = Path(out)
+    if out.exists() and not out.is_dir(): raise ValueError(f'{out} is a file: choose a directory for the run')
     if (out/'config.json').exists():
         held, ours = (_flat(json.loads(text)) for text in ((out/'config.json').read_text(), to_json(config)))
         differ = ', '.join(f'{k} ({held.get(k)} there, {ours[k]} here)' for k in ours if held.get(k) != ours[k])
@@ -178,7 +214,7 @@ def open_run(
     with atomic_write(out/'config.json') as p: p.write_text(to_json(config))
     return out
 
-# %% ../nbs/60_experiment.ipynb #31642185
+# %% ../nbs/60_experiment.ipynb #ea328861
 COLUMNS = ('dataset', 'target', 'task', 'arm', 'seed', 'split_seed', 'layer', 'K', 'tau', 'lam', 'E', 'split', 'metric', 'n', 'value')
 
 def start_model(
@@ -193,7 +229,7 @@ def start_model(
     with no_random(seed): model = net.make(data_dir)
     if net.pretrained: return model
     if not Path(path).exists():
-        fit(model, data.task, config.pretrain_epochs, config.pretrain_lr, seed, config.settings.batch_size, text=f'task alone, seed {seed}')
+        if config.pretrain_epochs: fit(model, data.task, config.pretrain_epochs, config.pretrain_lr, seed, config.settings.batch_size, text=f'task alone, seed {seed}')
         with atomic_write(path) as p: save_file({k: v.contiguous() for k, v in model.cpu().state_dict().items()}, p)
     model.load_state_dict(load_file(path))
     return model
@@ -204,7 +240,7 @@ def score_model(
     config: Config, # Configuration
 ) -> list: # Dictionaries with layer, split, metric, n and value
     "Every layer and the task, on validation and test."
-    layers, rows = backbone(config.backbone).layers, []
+    layers, rows = list(dict.fromkeys([*backbone(config.backbone).layers, config.settings.layer])), []
     acts = {part: extract(model, layers, x, config.settings.grid) for part, (x, _) in data.parts.items()}
     groups = BrainGroups(data.parts['train'][1], config.settings.K)
     for layer in layers:
@@ -214,6 +250,14 @@ def score_model(
     for part, x, y in (('val', data.task.x_val, data.task.y_val), ('test', data.task.x_test, data.task.y_test)):
         rows.append(dict(layer='', split=part, metric='task_accuracy', n=len(y), value=task_accuracy(model, x, y)))
     return rows
+
+def _start_path(out, seed): return Path(out)/'starts'/f'seed{seed}.safetensors'
+
+def _provenance(config, data):
+    "What a library should remember of the data."
+    target = _target(config, data)
+    r = data.responses[target]
+    return dict(dataset=config.dataset, **config.options, target=target, subject=r.subject, region=r.region, recorder=r.recorder, simulated=data.simulated, model=config.backbone)
 
 def run_cell(
     config: Config, # Configuration
@@ -228,10 +272,11 @@ def run_cell(
     path = out/'cells'/f'{cell.name}.csv'
     if path.exists(): return path
     data = seed_data(config, cell.seed, data_dir)
-    target = config.target or next(iter(_dataset(config, data_dir).responses))
-    start = start_model(config, data, cell.seed, out/'starts'/f'seed{cell.seed}.safetensors', data_dir)
+    source = _dataset(config, data_dir)
+    target = _target(config, source)
+    start = start_model(config, data, cell.seed, _start_path(out, cell.seed), data_dir)
     settings = s if cell.lam is None else replace(s, lam=cell.lam)
-    trained = train_arm(cell.arm, start, data.task, data.stimuli, settings, cell.seed, dict(dataset=config.dataset, target=target, model=config.backbone))
+    trained = train_arm(cell.arm, start, data.task, data.stimuli, settings, cell.seed, _provenance(config, source))
     common = dict(dataset=config.dataset, target=target, task=config.task or config.dataset, arm=cell.arm, seed=cell.seed, split_seed=cell.seed)
     if cell.lam is not None: common.update(K=s.K, tau=s.tau, lam=cell.lam, E=s.every)
     if trained.library is not None:
@@ -244,7 +289,7 @@ def _write_csv(table, path):
     with atomic_write(path) as p: table.to_csv(p, index=False)
     return path
 
-# %% ../nbs/60_experiment.ipynb #ce79488c
+# %% ../nbs/60_experiment.ipynb #91834502
 def read_results(
     path, # `results.csv` of a run, or the file of one cell
 ) -> pd.DataFrame: # Columns `COLUMNS`; the layer of task rows is the empty string, what an arm does not have is NaN
@@ -274,6 +319,24 @@ def environment(
     return dict(command=command or ' '.join(sys.argv), time=datetime.now(timezone.utc).isoformat(timespec='seconds'), python=platform.python_version(),
                 machine=platform.platform(), threads=torch.get_num_threads(), cuda=torch.cuda.is_available(), **{p: version(p) for p in packages})
 
+def _note_environment(out, command, more):
+    "Append to the record: a run continued elsewhere or under other versions shows it."
+    path = out/'environment.json'
+    records = json.loads(path.read_text()) if path.exists() else []
+    if records and not more: return
+    with atomic_write(path) as p: p.write_text(json.dumps([*records, environment(command)], indent=1))
+
+def _make_start(config, seed, out, data_dir, threads):
+    torch.set_num_threads(threads)
+    start_model(config, seed_data(config, seed, data_dir), seed, _start_path(out, seed), data_dir)
+
+def _all(n_jobs, calls, text, total=None):
+    "Do independent calls, some at once; `total` counts those that were done before, too."
+    if not calls: return
+    total = total or len(calls)
+    with tqdm(total=total, initial=total - len(calls), desc=text, disable=None) as bar:
+        for _ in Parallel(n_jobs, return_as='generator_unordered')(calls): bar.update()
+
 def run(
     config: Config, # Configuration
     out, # Directory of the run
@@ -284,13 +347,13 @@ def run(
     "Run an experiment, or finish one that was interrupted."
     check(config, data_dir)
     out, todo = open_run(config, out), cells(config)
-    with atomic_write(out/'environment.json') as p: p.write_text(json.dumps(environment(command), indent=1))
     threads = max(1, torch.get_num_threads()//n_jobs)
     missing = [c for c in todo if not (out/'cells'/f'{c.name}.csv').exists()]
-    bar = tqdm(total=len(todo), initial=len(todo) - len(missing), desc='cells', unit='cell', disable=None)
-    warnings.filterwarnings('ignore', message='A worker stopped while some jobs were given') # joblib renews a worker whose data sets fill its memory
-    try:
-        for _ in Parallel(n_jobs, return_as='generator_unordered')(delayed(run_cell)(config, c, out, data_dir, threads) for c in missing): bar.update()
-    finally: bar.close()
+    _note_environment(out, command, bool(missing))
+    starts = [] if backbone(config.backbone).pretrained else sorted({c.seed for c in missing if not _start_path(out, c.seed).exists()})
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='A worker stopped while some jobs were given') # joblib renews a worker whose data sets fill its memory
+        _all(n_jobs, [delayed(_make_start)(config, seed, out, data_dir, threads) for seed in starts], 'start networks')
+        _all(n_jobs, [delayed(run_cell)(config, c, out, data_dir, threads) for c in missing], 'cells', len(todo))
     gather(config, out)
     return read_results(out/'results.csv')

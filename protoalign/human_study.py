@@ -25,29 +25,28 @@ def answer_counts(
     if twice.any(): raise ValueError(f'{twice.sum()} judgements repeat a rater and an item: keep one of each')
     return pd.crosstab(answers['item'], answers['answer'])
 
-# %% ../nbs/52_human_study.ipynb #76310ce0
+# %% ../nbs/52_human_study.ipynb #8ed3794f
 def fleiss_kappa(
     counts, # How often each item got each answer, (n_items, n_answers)
-) -> float: # At most 1; 0 is chance; NaN where all judgements are the same
+) -> float: # At most 1; 0 is chance; NaN where all judgements are the same, or no item has two
     "Fleiss' kappa for items with two or more judgements (Fleiss 1971), numbers of raters may differ."
     n = np.asarray(counts, dtype=float)
     n = n[n.sum(1) >= 2]
-    if not len(n): raise ValueError('no item has two judgements: agreement is not defined')
+    if not len(n): return float('nan')
     per_item = (n*(n - 1)).sum(1)/(n.sum(1)*(n.sum(1) - 1))
     chance = ((n.sum(0)/n.sum())**2).sum()
     return float((per_item.mean() - chance)/(1 - chance)) if chance < 1 else float('nan')
 
 def krippendorff_alpha(
     counts, # How often each item got each answer, (n_items, n_answers)
-) -> float: # At most 1; 0 is chance; NaN where all judgements are the same
+) -> float: # At most 1; 0 is chance; NaN where all judgements are the same, or no item has two
     "Krippendorff's alpha for nominal answers, items with two or more judgements."
     n = np.asarray(counts)
     n = n[n.sum(1) >= 2]
-    if not len(n): raise ValueError('no item has two judgements: agreement is not defined')
     if (n.sum(0) > 0).sum() < 2: return float('nan')
     return float(krippendorff.alpha(value_counts=n, level_of_measurement='nominal'))
 
-# %% ../nbs/52_human_study.ipynb #e271f6a8
+# %% ../nbs/52_human_study.ipynb #86c06682
 class StudySummary(NamedTuple):
     "What a labelling study found."
     n_judgements: int # All judgements
@@ -59,7 +58,9 @@ class StudySummary(NamedTuple):
     kappa_ci: tuple # 95 % interval, bootstrap over items
     alpha: float # Krippendorff's alpha over the same items
 
-def _interval(values): return tuple(float(o) for o in np.nanpercentile(values, [2.5, 97.5]))
+def _interval(values):
+    if np.isnan(values).all(): return float('nan'), float('nan')
+    return tuple(float(o) for o in np.nanpercentile(values, [2.5, 97.5]))
 
 def summarise_study(
     answers: pd.DataFrame, # Columns rater, item, answer, and truth where there is one

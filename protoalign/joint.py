@@ -164,22 +164,27 @@ class JointPrototypes(BaseEstimator):
         tags.target_tags.required = True
         return tags
 
-# %% ../nbs/31_joint.ipynb #ecb241c1
+# %% ../nbs/31_joint.ipynb #9de29e04
+def _columns(y): return y[:, None] if y.ndim == 1 else y
+
 @patch
 def _checked(self:JointPrototypes, X, Y):
     "Both sides as float64 matrices of the same stimuli; ValueError says what is wrong and what would help."
     if Y is None: raise ValueError('requires y to be passed, but the target y is None: give the responses to the same stimuli')
     X = validate_data(self, X, dtype=float, ensure_min_samples=2)
     Y = check_array(Y, dtype=float, ensure_2d=False, input_name='Y')
-    Y = Y[:, None] if Y.ndim == 1 else Y
+    Y = _columns(Y)
     if len(X) != len(Y): raise ValueError(f'rows must be the same stimuli on both sides: inconsistent shapes {X.shape} and {Y.shape}')
     if not 1 <= self.n_prototypes <= len(X):
         raise ValueError(f'n_prototypes={self.n_prototypes} is impossible with {len(X)} training stimuli: choose fewer prototypes, or more stimuli')
+    if self.joint == 'cca' and len(X) < 15: raise ValueError(f"joint='cca' chooses its shrinkage on five folds and needs at least 15 stimuli, got {len(X)}: use joint=None or 'pca'")
     if not 0 <= self.brain_weight <= 1: raise ValueError(f'brain_weight is a share in [0, 1], got {self.brain_weight}')
     if self.joint not in (None, 'pca', 'cca'): raise ValueError(f"joint is None, 'pca' or 'cca', got {self.joint!r}")
     if self.back_projection not in ('mean', 'inverse'): raise ValueError(f"back_projection is 'mean' or 'inverse', got {self.back_projection!r}")
     if self.init is not None and np.shape(self.init) != (len(X),):
         raise ValueError(f'init holds one earlier label for each of {len(X)} stimuli, got shape {np.shape(self.init)}')
+    if self.init is not None and not np.isin(self.init, range(self.n_prototypes)).all():
+        raise ValueError(f'init holds labels outside the {self.n_prototypes} prototypes 0 to {self.n_prototypes - 1}: {np.setdiff1d(self.init, range(self.n_prototypes))[:5].tolist()}')
     return X, Y
 
 # %% ../nbs/31_joint.ipynb #34688e0b
@@ -229,19 +234,18 @@ def _direction(prototypes, x, labels, counts):
     ratio = np.divide(norm, se, out=np.where(norm > 0, np.inf, 0.), where=se > 0)
     return np.where(counts > 0, ratio, 0.)
 
-# %% ../nbs/31_joint.ipynb #a7a1c3e9
+# %% ../nbs/31_joint.ipynb #14a56b8f
 @patch
 def _report(self:JointPrototypes, z, r):
-    weighted = np.hstack([z*self.scale_dnn_*np.sqrt(1 - self.brain_weight), r*self.scale_brain_*np.sqrt(self.brain_weight)]).var(0)
-    share = weighted[:z.shape[1]].sum()/weighted.sum()
-    self.sides_ = {}
-    for side, x, s in (('dnn', z, share), ('brain', r, 1 - share)):
+    variances = [self._joint_vectors(*sides).var(0).sum() for sides in ((z, 0*r), (0*z, r))]
+    self.sides_, residuals = {}, (self.residual_dnn_, self.residual_brain_)
+    for side, x, variance, residual in zip(('dnn', 'brain'), (z, r), variances, residuals):
         means = cluster_means(x, self.labels_, self.n_prototypes)
         alone = kmeans_labels(x, self.n_prototypes, n_init=3, random_state=self.random_state)
-        self.sides_[side] = dict(variance_share=float(s), explained=float((means[self.labels_]**2).sum()/(x**2).sum()),
+        self.sides_[side] = dict(variance_share=float(variance/sum(variances)), explained=float((means[self.labels_]**2).sum()/(x**2).sum()), residual=residual,
                                  agreement=float(adjusted_rand_score(alone, self.labels_)))
 
-# %% ../nbs/31_joint.ipynb #7b433bda
+# %% ../nbs/31_joint.ipynb #0a8c8cee
 @patch
 def predict(self:JointPrototypes,
     X=None, # Activations, (n_stimuli, n_units), or None
@@ -251,7 +255,7 @@ def predict(self:JointPrototypes,
     check_is_fitted(self)
     if X is None and Y is None: raise ValueError('give activations X, responses Y, or both')
     z = None if X is None else self.pca_dnn_.transform(validate_data(self, X, dtype=float, reset=False))
-    r = None if Y is None else self.pca_brain_.transform(check_array(Y, dtype=float, input_name='Y'))
+    r = None if Y is None else self.pca_brain_.transform(_columns(check_array(Y, dtype=float, ensure_2d=False, input_name='Y')))
     if r is None: at, centres = z, self.prototypes_dnn_
     elif z is None: at, centres = r, self.prototypes_brain_
     else:

@@ -7,7 +7,7 @@ Docs: https://protoalign.github.io/protoalign/library.html.md"""
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'PrototypeLibrary', 'make_library', 'plot_prototypes', 'atomic_write', 'match_labels']
 
-# %% ../nbs/32_library.ipynb #a9e82936
+# %% ../nbs/32_library.ipynb #ce61da81
 import json, os
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.optimize import linear_sum_assignment
 
+from . import __version__
 from .joint import JointPrototypes
 
-# %% ../nbs/32_library.ipynb #754e90ff
+# %% ../nbs/32_library.ipynb #6bb99c3e
 @dataclass
 class PrototypeLibrary:
     "Prototypes of a network and a brain, their members, and their provenance."
@@ -49,7 +50,7 @@ class PrototypeLibrary:
 
     def __repr__(self):
         where = ', '.join(str(self.provenance[k]) for k in ('dataset', 'target', 'model', 'layer') if k in self.provenance)
-        return f'PrototypeLibrary({len(self)} prototypes of {len(self.ids)} stimuli: {where})'
+        return f'PrototypeLibrary({len(self)} prototypes of {len(self.ids)} stimuli{": " + where if where else ""})'
 
 _ARRAYS = 'p_z', 'p_r', 'assign', 'distance', 'weights', 'mean_z', 'components_z', 'mean_r', 'components_r'
 
@@ -62,10 +63,11 @@ def _check_library(lib):
         if getattr(lib, name).shape != shape: raise ValueError(f'library: {name} has shape {getattr(lib, name).shape}, expected {shape}')
     if len(lib.names) != k: raise ValueError(f'library: {len(lib.names)} names for {k} prototypes')
     if n and not (0 <= lib.assign.min() and lib.assign.max() < k): raise ValueError(f'library: assignments outside [0, {k})')
+    if len(set(lib.ids)) != n: raise ValueError(f'library: {n - len(set(lib.ids))} stimulus ids occur more than once')
     bad = [name for name in _ARRAYS if not np.isfinite(getattr(lib, name)).all()]
     if bad: raise ValueError(f'library: {", ".join(bad)} hold NaN or infinite values')
 
-# %% ../nbs/32_library.ipynb #60e240e5
+# %% ../nbs/32_library.ipynb #80863e16
 def make_library(
     joint: JointPrototypes, # Fitted on the training stimuli
     ids: list, # Their stimulus ids, in the order of the rows
@@ -75,7 +77,7 @@ def make_library(
     z, r = joint.pca_dnn_, joint.pca_brain_
     return PrototypeLibrary(joint.prototypes_dnn_, joint.prototypes_brain_, joint.labels_, joint.distances_,
         (joint.direction_dnn_ >= 2).astype(float), z.mean_, z.components_, r.mean_, r.components_, ids,
-        [f'prototype {k}' for k in range(joint.n_prototypes)], {'K': joint.n_prototypes, 'sides': joint.sides_, **provenance})
+        [f'prototype {k}' for k in range(joint.n_prototypes)], {'K': joint.n_prototypes, 'sides': joint.sides_, 'protoalign': __version__, **provenance})
 
 # %% ../nbs/32_library.ipynb #74eb86b4
 @patch
@@ -123,7 +125,7 @@ def atomic_write(
     finally:
         partial.unlink(missing_ok=True)
 
-# %% ../nbs/32_library.ipynb #27c04497
+# %% ../nbs/32_library.ipynb #4afa4bae
 FORMAT_VERSION = 1
 
 @patch
@@ -151,6 +153,9 @@ def load(cls:PrototypeLibrary,
     if header.get('version') != FORMAT_VERSION:
         raise ValueError(f'{path} has format version {header.get("version")}; this protoalign reads version {FORMAT_VERSION}: update protoalign')
     if set(arrays) != set(_ARRAYS): raise ValueError(f'{path} holds arrays {sorted(arrays)}, expected {sorted(_ARRAYS)}')
+    for name, kind in (('ids', list), ('names', list), ('provenance', dict)):
+        if not isinstance(header.get(name), kind): raise ValueError(f'{path} is damaged: {name!r} is no {kind.__name__}')
+    if arrays['assign'].dtype.kind not in 'iu': raise ValueError(f'{path} is damaged: assignments are {arrays["assign"].dtype}, not integers')
     return cls(**arrays, **{k: header[k] for k in ('ids', 'names', 'provenance')})
 
 # %% ../nbs/32_library.ipynb #66d0dea6

@@ -62,30 +62,30 @@ class CifarResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
         return self.linear(x.mean((2, 3)))
 
-# %% ../nbs/14_networks.ipynb #9a775b20
+# %% ../nbs/14_networks.ipynb #3d2d584c
 def prepare(
     images: np.ndarray, # 8-bit images, (n, height, width) or (n, height, width, 3)
     size: int=None, # Height and width to resize to (antialiased bilinear); as they are if None
-    scale: float=255., # Value of white
+    white: float=255., # Largest value a pixel can have, see `Dataset.white`
     mean: tuple=(.485, .456, .406), # Mean of each channel, subtracted after scaling
     std: tuple=(.229, .224, .225), # Deviation of each channel, divided by
 ) -> torch.Tensor: # (n, channels, height, width) float32
-    "Images as a network wants them."
-    x = torch.from_numpy(np.ascontiguousarray(images)).float()/scale
+    "Images as a network wants them; grey ones are repeated for a network that sees colours, and ValueError says what else does not fit."
+    x = torch.from_numpy(np.ascontiguousarray(images)).float()/white
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
-    if size and size != x.shape[-1]: x = F.interpolate(x, (size, size), mode='bilinear', antialias=True)
+    if x.shape[1] == 1: x = x.expand(-1, len(mean), -1, -1)
+    if x.shape[1] != len(mean): raise ValueError(f'the network sees {len(mean)} channel(s), the images of shape {images.shape} have {x.shape[1]}')
+    if size and (size, size) != x.shape[-2:]: x = F.interpolate(x, (size, size), mode='bilinear', antialias=True)
     return ((x - torch.tensor(mean)[:, None, None])/torch.tensor(std)[:, None, None]).contiguous()
 
-# %% ../nbs/14_networks.ipynb #a8194914
+# %% ../nbs/14_networks.ipynb #c6650801
 @dataclass(frozen=True)
 class Backbone:
     "A network and what belongs to it."
     name: str # As given to `backbone`
     make: Callable # make(data_dir) -> nn.Module, trained weights included where there are any
-    prepare: Callable # prepare(images, size=None) -> tensor
+    prepare: Callable # prepare(images, size=None, white=255.) -> tensor
     layers: tuple # Layers to compare with the brain
-    layer: str # Layer at which the prototype loss works
-    grid: int # Pooling of the maps, see `activations.pool`
     pretrained: bool # False: the experiment trains it on the task first
 
 def cifar_resnet(
@@ -100,16 +100,16 @@ def cifar_resnet(
     net.load_state_dict({k.removeprefix('module.'): v for k, v in state.items()})
     return net
 
-# %% ../nbs/14_networks.ipynb #be8200e9
+# %% ../nbs/14_networks.ipynb #c1dd7f0f
 def _digit_net(data_dir=None): return CifarResNet(8, in_channels=1)
-def _prepare_digits(images, size=None): return prepare(images, size, scale=16., mean=(.305,), std=(.376,))
+def _prepare_digits(images, size=None, white=255.): return prepare(images, size, white, mean=(.305,), std=(.376,))
 
 _STAGES = 'layer1', 'layer2', 'layer3'
 BACKBONES = {b.name: b for b in (
-    Backbone('digits-resnet8', _digit_net, _prepare_digits, _STAGES, 'layer2', 4, pretrained=False),
-    Backbone('resnet20', lambda data_dir=None: cifar_resnet(20, data_dir), prepare, _STAGES, 'layer2', 4, pretrained=True),
-    Backbone('resnet32', lambda data_dir=None: cifar_resnet(32, data_dir), prepare, _STAGES, 'layer2', 4, pretrained=True),
-    Backbone('resnet56', lambda data_dir=None: cifar_resnet(56, data_dir), prepare, _STAGES, 'layer2', 4, pretrained=True),
+    Backbone('digits-resnet8', _digit_net, _prepare_digits, _STAGES, pretrained=False),
+    Backbone('resnet20', lambda data_dir=None: cifar_resnet(20, data_dir), prepare, _STAGES, pretrained=True),
+    Backbone('resnet32', lambda data_dir=None: cifar_resnet(32, data_dir), prepare, _STAGES, pretrained=True),
+    Backbone('resnet56', lambda data_dir=None: cifar_resnet(56, data_dir), prepare, _STAGES, pretrained=True),
 )}
 
 def backbone(name: str) -> Backbone:

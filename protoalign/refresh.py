@@ -27,7 +27,7 @@ from .library import PrototypeLibrary, make_library, match_labels
 from .loss import proto_loss
 from .reduce import effective_rank, projection_layer
 
-# %% ../nbs/42_refresh.ipynb #828ff39c
+# %% ../nbs/42_refresh.ipynb #89ec1f32
 class Refit:
     "Joint prototypes of a changing network and responses that stay."
     def __init__(self,
@@ -52,21 +52,31 @@ class Refit:
         if like is not None:
             lib = lib.renumber(match_labels(lib.assign, like.assign, len(lib), cdist(lib.p_r, like.p_r)))
             lib.names = like.names
-        self.log = _refresh_log(joint, lib, like)
+        self.log = _refresh_log(joint, lib, like, acts)
         return lib
 
-# %% ../nbs/42_refresh.ipynb #1d2f6b1a
-def _in_layer(lib): return lib.mean_z + lib.p_z @ lib.components_z
+# %% ../nbs/42_refresh.ipynb #39826af7
+def _constellation(lib):
+    in_layer = lib.p_z @ lib.components_z
+    return in_layer/max(np.linalg.norm(in_layer), np.finfo(np.float32).tiny)
 
-def _refresh_log(joint, lib, like):
+def _misassigned(lib, acts):
+    "Share of stimuli whose own prototype is not the most similar one: K-means asks for distance, the loss for direction."
+    z = (acts - lib.mean_z) @ lib.components_z.T
+    known = lib.weights > 0
+    if not known.any(): return np.nan
+    nearest = cdist(z, lib.p_z[known], 'cosine').argmin(1)
+    return float((np.flatnonzero(known)[nearest] != lib.assign).mean())
+
+def _refresh_log(joint, lib, like, acts):
     "One row of the refresh history."
-    log = dict(agreement_brain=joint.sides_['brain']['agreement'], agreement_dnn=joint.sides_['dnn']['agreement'],
+    log = dict(share_brain=joint.sides_['brain']['variance_share'], residual_dnn=joint.residual_dnn_, residual_brain=joint.residual_brain_, misassigned=_misassigned(lib, acts),
+               agreement_brain=joint.sides_['brain']['agreement'], agreement_dnn=joint.sides_['dnn']['agreement'],
                explained_brain=joint.sides_['brain']['explained'], effective_rank=effective_rank(joint.pca_dnn_),
                smallest=int(joint.counts_.min()), no_direction=int((lib.weights == 0).sum()), churn=np.nan, kept=np.nan, drift=np.nan)
     if like is not None:
-        moved = np.linalg.norm(_in_layer(lib) - _in_layer(like), axis=1)
         log.update(churn=1 - adjusted_rand_score(like.assign, lib.assign), kept=float((like.assign == lib.assign).mean()),
-                   drift=float(moved.mean()/np.linalg.norm(_in_layer(like) - like.mean_z, axis=1).mean()))
+                   drift=float(np.linalg.norm(_constellation(lib) - _constellation(like))))
     return log
 
 # %% ../nbs/42_refresh.ipynb #fcb506e8

@@ -7,7 +7,7 @@ Docs: https://protoalign.github.io/protoalign/report.html.md"""
 # %% auto #0
 __all__ = ['HEADLINE', 'main_rows', 'plot_arms', 'plot_layers', 'plot_sweep', 'plot_training', 'headline', 'make_report']
 
-# %% ../nbs/61_report.ipynb #0f1f9abd
+# %% ../nbs/61_report.ipynb #c7b86ede
 import base64, io, json
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from .datasets import load
-from .experiment import Config, gather
+from .experiment import Config, cells, gather
 from .library import PrototypeLibrary, atomic_write, plot_prototypes
 from .score import METRICS
 from .stats import arm_means, compare_arms, power_note
@@ -74,7 +74,7 @@ def plot_layers(
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc='outside upper center', ncol=4)
     return fig
 
-# %% ../nbs/61_report.ipynb #5e79867c
+# %% ../nbs/61_report.ipynb #967d4bd4
 def plot_sweep(
     results: pd.DataFrame, # Tidy results with several λ
     config: Config, # Configuration they come from
@@ -82,6 +82,7 @@ def plot_sweep(
 ): # matplotlib figure
     "Score against λ, mean and standard error, seeds as thin lines."
     rows = results[(results['split'] == 'test') & results['layer'].isin([config.settings.layer, '']) & results['arm'].isin(['vanilla', 'protoalign'])]
+    if (rows['lam'] == 0).any(): rows = rows[rows['arm'] == 'protoalign']
     rows = rows.assign(lam=rows['lam'].fillna(0.))
     fig, axes = plt.subplots(1, len(metrics), figsize=(2.7*len(metrics), 2.5), layout='constrained', squeeze=False)
     for ax, metric in zip(axes[0], metrics):
@@ -91,13 +92,13 @@ def plot_sweep(
         ax.set(xlabel='λ (0: vanilla)', ylabel=metric)
     return fig
 
-# %% ../nbs/61_report.ipynb #a9cc56d0
+# %% ../nbs/61_report.ipynb #31327571
 def plot_training(
     out, # Directory of the run
     config: Config, # Configuration
     seed: int=0, # Seed to draw
-): # matplotlib figure, or None where no arm has prototypes
-    "Prototype loss against what ignorance costs, and churn at each refresh."
+): # matplotlib figure; ValueError where no arm with prototypes is finished
+    "Prototype loss against what ignorance costs, and agreement of the clusters with those of each side alone."
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.5), layout='constrained')
     found = False
     for arm in sort_arms(config.arms):
@@ -115,8 +116,9 @@ def plot_training(
     left.legend(fontsize=7)
     right.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
     left.xaxis.get_major_locator().set_params(integer=True)
-    if not found: plt.close(fig)
-    return fig if found else None
+    if found: return fig
+    plt.close(fig)
+    raise ValueError(f'no arm with prototypes is finished for seed {seed}')
 
 # %% ../nbs/61_report.ipynb #8a7d5fe7
 HEADLINE = 'cka_debiased', 'rsa_spearman', 'rsa_centred', 'encoding_r2', 'proto_agreement'
@@ -137,7 +139,7 @@ def headline(
             said.append(f'{metric}: protoalign {t["mean"]:.3f}, {base} {t["mean_baseline"]:.3f}, difference {t["difference"]:+.3f}{interval}.')
     return said
 
-# %% ../nbs/61_report.ipynb #0ffca4f0
+# %% ../nbs/61_report.ipynb #28e59428
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>protoalign: {{ config.dataset }}</title>
@@ -145,19 +147,20 @@ _PAGE = '''<!doctype html>
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
 h1 { margin-bottom: .2rem } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd }
 img { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption { color: #555; font-size: .9rem }
-table { border-collapse: collapse; font-size: .78rem; display: block; overflow-x: auto } td, th { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap }
-th { background: #f6f6f6 } pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .8rem }
+table { border-collapse: collapse; font-size: .78rem; display: block; overflow-x: auto } td, th { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #eee } td { white-space: nowrap }
+th { background: #f6f6f6; vertical-align: bottom } pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .8rem }
 .note { background: #fff6e0; border-left: 4px solid #de8f05; padding: .6rem 1rem }
 </style></head><body>
 <h1>Do shared prototypes bring this network nearer to this brain?</h1>
-<p>protoalign on <b>{{ config.dataset }}</b>{% for k, v in config.options.items() %}, {{ k }} {{ v }}{% endfor %}; target {{ target }}; network {{ config.backbone }}, trained at {{ config.settings.layer }}; task {{ config.task or config.dataset }}; {{ config.n_seeds }} seeds.</p>
+<p>protoalign on <b>{{ config.dataset }}</b>{% for k, v in config.options.items() %}, {{ k }} {{ v }}{% endfor %}; target {{ target }}; network {{ config.backbone }}, trained at {{ config.settings.layer }}; task {{ config.task or config.dataset }}; {{ n_seeds }} seeds.</p>
+{% if unfinished %}<p class="note"><b>This run is not finished:</b> {{ n_cells - unfinished|length }} of {{ n_cells }} cells are here; missing are {{ unfinished[:5]|join(', ') }}{{ ', ...' if unfinished|length > 5 }}. The same command goes on from here.</p>{% endif %}
 {% if simulated %}<p class="note"><b>The brain responses of this run are simulated.</b> It shows what the method does where the truth is known, and nothing about any brain.</p>{% endif %}
 <h2>What came out</h2>
 {% if sentences %}<p>On test stimuli that nothing was fitted on or chosen by:</p><ul>{% for s in sentences %}<li>{{ s }}</li>{% endfor %}</ul>{% else %}<p>There is no arm to compare with.</p>{% endif %}
 <p>{{ power }}</p>
 {% for f in figures %}<h2>{{ f.title }}</h2><figure><img alt="{{ f.title }}" src="data:image/png;base64,{{ f.png }}"><figcaption>{{ f.caption }}</figcaption></figure>
 {% endfor %}
-{% if not gallery %}<p class="note">No prototype gallery: {{ gallery_reason }}</p>{% endif %}
+{% for s in failed %}<p class="note">{{ s }}</p>{% endfor %}
 <h2>Tests</h2>
 <p>Paired by seed (same initial weights, batches and split): protoalign against each other arm, at the trained layer, on test stimuli. The Bonferroni family is the {{ n_tests }} rows of this table with a p value. The sign-flip test is exact and assumes no normality.</p>
 {{ tests }}
@@ -165,23 +168,24 @@ th { background: #f6f6f6 } pre { background: #f6f6f6; padding: .7rem; overflow-x
 <h2>Data</h2>
 <p>{{ counts }}</p><p>Licence: {{ licence }}. Cite: {{ citation }}.</p>
 <h2>Arms</h2><ul>{% for arm, text in arms.items() %}<li><b>{{ arm }}</b>: {{ text }}</li>{% endfor %}</ul>
-<p>All arms of a seed share initial weights, batches, steps, optimiser and schedule (AdamW, one cycle). Activations are scored as the layer puts them out, never through an arm's own projection.</p>
+<p>All arms of a seed start from the same weights; those that train share batches, steps, optimiser and schedule (AdamW, one cycle). Activations are scored as the layer puts them out, never through an arm's own projection.</p>
 <h2>Metrics</h2><ul>{% for m, text in metrics.items() %}<li><b>{{ m }}</b>: {{ text }}</li>{% endfor %}</ul>
 <h2>What this does not show</h2><ul>{% for s in limits %}<li>{{ s }}</li>{% endfor %}</ul>
-<h2>Do it again</h2><pre>{{ environment.command }}</pre>
-<p>{% for k, v in environment.items() if k != 'command' %}{{ k }} {{ v }}{{ '; ' if not loop.last }}{% endfor %}.</p>
-<details><summary>Configuration</summary><pre>{{ config_json }}</pre></details>
+<h2>Do it again</h2>
+{% for e in environments %}{% if loop.index > 1 %}<p>Interrupted, and continued by:</p>{% endif %}<pre>{{ e.command }}</pre>
+<p>{% for k, v in e.items() if k != 'command' %}{{ k }} {{ v }}{{ '; ' if not loop.last }}{% endfor %}.</p>
+{% endfor %}<details><summary>Configuration</summary><pre>{{ config_json }}</pre></details>
 </body></html>'''
 
-_ARM_TEXTS = {'untuned': 'the network as it was, no training', 'vanilla': 'trained on the task alone',
+_ARM_TEXTS = {'untuned': 'the network from which the arms start, as it was', 'vanilla': 'trained on the task alone',
               'protoalign': 'task loss + λ · prototype loss, prototypes from network and brain together',
               'shuffled': 'the same, with the brain rows permuted over the training stimuli: whatever it reaches, no brain was needed for'}
 
 _LIMITS = ('Seeds that share pretrained weights differ in batches and splits only: a small standard error over seeds is not a small uncertainty over stimuli, for which this report has no bootstrap yet.',
            'No noise ceilings are drawn: scores are as measured, not divided by what the recording allows.',
-           'λ, K, τ and the layer are those of the configuration; nothing was tuned on test stimuli, and nothing on validation stimuli either.')
+           'λ, K, τ and the layer are those of the configuration: this run tuned none of them, and test stimuli chose nothing.')
 
-# %% ../nbs/61_report.ipynb #bf482d08
+# %% ../nbs/61_report.ipynb #ab826609
 def _png(fig, path):
     buffer = io.BytesIO()
     fig.savefig(buffer, format='png', dpi=110, bbox_inches='tight')
@@ -189,24 +193,37 @@ def _png(fig, path):
     with atomic_write(path) as p: p.write_bytes(buffer.getvalue())
     return base64.b64encode(buffer.getvalue()).decode()
 
-def _gallery(out, config, data):
+def _gallery(out, config, data, reason):
     path = Path(out)/'libraries'/f'protoalign-seed0-lam{config.settings.lam:g}.safetensors'
-    if data is None or not path.exists(): return None
+    if data is None: raise ValueError(reason)
+    if not path.exists(): raise ValueError('seed 0 of the arm protoalign is not there')
     return plot_prototypes(PrototypeLibrary.load(path), data.stimuli, data.ids)
 
-def _figures(out, config, results, data):
-    "Yields (file name, title, caption, figure or None)."
+def _figures(out, config, results, data, reason):
+    "Yields (file name, title, caption, function that draws it)."
     rows = main_rows(results, config)
     metrics = [m for m in HEADLINE if m in set(rows['metric'])]
-    yield 'alignment', 'Alignment at the trained layer', 'Each thin line is a seed; large marks are means, bars standard errors. Test stimuli.', plot_arms(rows, metrics)
-    yield 'task', 'What the task pays', 'Top-1 accuracy on test images.', plot_arms(rows, ['task_accuracy'])
-    yield 'layers', 'Layer by layer', 'Trained at one layer, scored at all.', plot_layers(results, config, metrics[:1] + metrics[-2:])
+    yield 'alignment', 'Alignment at the trained layer', 'Each thin line is a seed; large marks are means, bars standard errors. Test stimuli.', lambda: plot_arms(rows, metrics)
+    yield 'task', 'What the task pays', 'Top-1 accuracy on test images.', lambda: plot_arms(rows, ['task_accuracy'])
+    yield 'layers', 'Layer by layer', 'Trained at one layer, scored at all.', lambda: plot_layers(results, config, metrics[:1] + metrics[-2:])
     if results.loc[results['arm'] == 'protoalign', 'lam'].nunique() > 1:
-        yield 'sweep', 'Dose and response', 'Thin lines are seeds.', plot_sweep(results, config, ['cka_debiased', 'encoding_r2', 'task_accuracy'])
-    yield 'training', 'Loss and refreshes', 'Seed 0. Right: how far the joint clusters agree with those that each side would make alone. A rising dashed line says that the network has taken the clusters over, which the loss asks for; a solid line that falls at the same time would say that it defines its own targets.', plot_training(out, config)
-    yield 'gallery', 'Prototypes', 'The training stimuli nearest to each prototype of protoalign, seed 0, at the last refresh; in brackets, how many stimuli it has.', _gallery(out, config, data)
+        yield 'sweep', 'Dose and response', 'Thin lines are seeds.', lambda: plot_sweep(results, config, ['cka_debiased', 'encoding_r2', 'task_accuracy'])
+    yield 'training', 'Loss and refreshes', _TRAINING_CAPTION, lambda: plot_training(out, config)
+    yield 'gallery', 'Prototypes', 'The training stimuli nearest to each prototype of protoalign, seed 0, at the last refresh; in brackets, how many stimuli it has.', lambda: _gallery(out, config, data, reason)
 
-# %% ../nbs/61_report.ipynb #c7bafd6e
+_TRAINING_CAPTION = ('Seed 0. Right: how far the joint clusters agree with those that each side would make alone. A rising dashed line says that the network has taken '
+                     'the clusters over, which the loss asks for; a solid line that falls at the same time would say that it defines its own targets.')
+
+def _drawn(out, figures):
+    "Draw and keep each figure; one that fails becomes a sentence, and the others stay."
+    (out/'figures').mkdir(exist_ok=True)
+    done, failed = [], []
+    for name, title, caption, draw in figures:
+        try: done.append(dict(title=title, caption=caption, png=_png(draw(), out/'figures'/f'{name}.png')))
+        except Exception as e: failed.append(f'No figure "{title}": {e}')
+    return done, failed
+
+# %% ../nbs/61_report.ipynb #f3278c01
 def _stimuli(config, data_dir):
     "The data set, or None and the reason."
     try: return load(config.dataset, data_dir, **config.options), ''
@@ -220,6 +237,14 @@ def _means(rows):
     means['value'] = [f'{m:.3f}' if np.isnan(se) else f'{m:.3f} ± {se:.3f}' for m, se in zip(means['mean'], means['se'])]
     return means.pivot(index='metric', columns='arm', values='value')[sort_arms(rows['arm'].unique())]
 
+def _tests(rows):
+    "Protoalign against each other arm, narrow enough for a printed page."
+    t = compare_arms(rows)
+    interval = ['' if np.isnan(low) else f'{low:+.3f} to {high:+.3f}' for low, high in zip(t['ci_low'], t['ci_high'])]
+    return pd.DataFrame({'metric': t['metric'], 'against': t['baseline'], 'seeds': t['n'], 'protoalign': t['mean'], 'its mean': t['mean_baseline'],
+                         'difference': t['difference'].map('{:+.3f}'.format), '95 % interval': interval, 't': t['t'], 'd_z': t['d_z'],
+                         'p': t['p'], 'p (Bonferroni)': t['p_bonferroni'], 'p (sign flip)': t['p_sign_flip']})
+
 def make_report(
     out, # Directory of a run
     data_dir=None, # Folder of the user's data sets, for the gallery
@@ -230,23 +255,22 @@ def make_report(
     set_style()
     config = Config(**json.loads((out/'config.json').read_text()))
     results, (data, reason) = gather(config, out), _stimuli(config, data_dir)
-    (out/'figures').mkdir(exist_ok=True)
-    figures = [dict(title=title, caption=caption, png=_png(fig, out/'figures'/f'{name}.png'), name=name)
-               for name, title, caption, fig in _figures(out, config, results, data) if fig is not None]
-    with atomic_write(out/'report.html') as p: p.write_text(_page(out, config, results, data, reason, figures), encoding='utf-8')
+    figures, failed = _drawn(out, _figures(out, config, results, data, reason))
+    with atomic_write(out/'report.html') as p: p.write_text(_page(out, config, results, data, figures, failed), encoding='utf-8')
     return out/'report.html'
 
-def _page(out, config, results, data, reason, figures):
+def _page(out, config, results, data, figures, failed):
     rows, arms = main_rows(results, config), sort_arms(results['arm'].unique())
-    tests = compare_arms(rows).drop(columns=['layer', 'arm']) if 'protoalign' in arms and len(arms) > 1 else pd.DataFrame()
+    tests = _tests(rows) if 'protoalign' in arms and len(arms) > 1 else pd.DataFrame()
     n_tests = int(tests['p'].notna().sum()) if len(tests) else 0
     n = results[(results['metric'] == 'cka_debiased')].groupby('split')['n'].first().to_dict()
-    environment = json.loads((out/'environment.json').read_text()) if (out/'environment.json').exists() else dict(command='unknown')
+    environments = json.loads((out/'environment.json').read_text()) if (out/'environment.json').exists() else [dict(command='unknown')]
+    every_cell = [c.name for c in cells(config)]
     return Environment(autoescape=True).from_string(_PAGE).render(
         config=config, target=results['target'].iloc[0], simulated=bool(data and data.simulated), sentences=headline(results, config),
-        power=power_note(results['seed'].nunique(), max(n_tests, 1)), figures=figures, gallery=any(f['name'] == 'gallery' for f in figures),
-        gallery_reason=reason or 'no arm with prototypes is finished', n_tests=n_tests, tests=_table(tests, index=False), means=_table(_means(rows)),
+        power=power_note(results['seed'].nunique(), max(n_tests, 1)), figures=figures, failed=failed, n_seeds=results['seed'].nunique(),
+        n_cells=len(every_cell), unfinished=[c for c in every_cell if not (out/'cells'/f'{c}.csv').exists()], n_tests=n_tests, tests=_table(tests, index=False), means=_table(_means(rows)),
         counts=f'Held-out stimuli: {n.get("test", 0)} for the test, {n.get("val", 0)} for validation (in seed 0).',
         licence=data.licence if data else 'see its source', citation=data.citation if data else 'see its source',
         arms={a: _ARM_TEXTS.get(a, '') for a in arms}, metrics={m: t for m, t in METRICS.items() if m in set(rows['metric'])},
-        limits=_LIMITS, environment=environment, config_json=(out/'config.json').read_text())
+        limits=_LIMITS, environments=environments, config_json=(out/'config.json').read_text())

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from .data import as_matrix
 
-# %% ../nbs/20_rsa.ipynb #9b6832f7
+# %% ../nbs/20_rsa.ipynb #a360b9ad
 def _gram_upper(xp, x):
     "Inner products x_i·x_j for i < j, row by row as in SciPy's `pdist`."
     i, j = np.triu_indices(len(x), 1)
@@ -28,9 +28,9 @@ def _unit_rows(xp, x, centred):
     "Rows (minus their mean if `centred`) with norm 1; a row that is zero but for rounding becomes NaN, with a warning."
     c = x - xp.mean(x, axis=1, keepdims=True) if centred else x
     norm = _norm(xp, c)
-    dead = norm <= 8*xp.finfo(x.dtype).eps*_norm(xp, x)
+    dead = ~(norm > 8*xp.finfo(x.dtype).eps*_norm(xp, x))
     n_dead = int(xp.sum(xp.astype(dead, xp.int64)))
-    if n_dead: warnings.warn(f'{n_dead} of {len(x)} rows do not vary and are NaN: constant patterns have no correlation', stacklevel=3)
+    if n_dead: warnings.warn(f'{n_dead} of {len(x)} rows do not vary, or hold NaN: they have no correlation, and theirs are NaN', stacklevel=3)
     return c/xp.where(dead, xp.asarray(float('nan'), dtype=x.dtype), norm)
 
 def _sq_euclidean(xp, x):
@@ -55,7 +55,7 @@ def rdm(
     x = as_matrix(x)
     return _METRICS[metric](array_namespace(x), x)
 
-# %% ../nbs/20_rsa.ipynb #0c9140a1
+# %% ../nbs/20_rsa.ipynb #044da1a4
 def _pearson(a, b):
     "Pearson correlation of two vectors; NaN with a warning where one does not vary or holds NaN."
     xp = array_namespace(a, b)
@@ -69,6 +69,10 @@ def _spearman(a, b):
 
 _COMPARISONS = {'spearman': _spearman, 'pearson': _pearson}
 
+def _dissimilarities(o, metric):
+    if np.ndim(o) != 1: return rdm(o, metric)
+    return o if is_torch_array(o) else np.asarray(o, dtype=float)
+
 def rsa(
     x, # Patterns (n_stimuli, n_features), or a condensed RDM (n(n-1)/2,)
     y, # The same of the other system, for the same stimuli in the same order
@@ -77,8 +81,10 @@ def rsa(
 ): # Score in [-1, 1]; a float, or a tensor with gradient for tensors and 'pearson'
     "Correlation of two representational dissimilarity matrices (Kriegeskorte et al. 2008); ValueError for unequal stimuli."
     if method not in _COMPARISONS: raise ValueError(f'unknown method {method!r}; known: {sorted(_COMPARISONS)}')
-    shapes = tuple(np.shape(x)), tuple(np.shape(y))
-    a, b = (o if np.ndim(o) == 1 else rdm(o, metric) for o in (x, y))
-    if a.shape != b.shape: raise ValueError(f'rows must be the same stimuli on both sides, got shapes {shapes[0]} and {shapes[1]}')
+    a, b = (_dissimilarities(o, metric) for o in (x, y))
+    if is_torch_array(a) != is_torch_array(b): raise ValueError(f'give two arrays or two tensors, got {type(x).__name__} and {type(y).__name__}')
+    shapes = f'got shapes {tuple(np.shape(x))} and {tuple(np.shape(y))}'
+    if a.shape != b.shape: raise ValueError(f'rows must be the same stimuli on both sides, {shapes}')
+    if len(a) < 3: raise ValueError(f'correlating RDMs needs at least 3 stimuli, {shapes}')
     score = _COMPARISONS[method](a, b)
     return score if is_torch_array(score) else float(score)

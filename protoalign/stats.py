@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-# %% ../nbs/24_stats.ipynb #5bd3ace7
+# %% ../nbs/24_stats.ipynb #9c31bc34
 def sign_flip_p(
     d: np.ndarray, # Differences, (n_seeds,)
-) -> float: # Two-sided p value, at least 2/2^n
-    "Exact sign-flip test of paired differences (up to 20 pairs)."
-    d = np.asarray(d, dtype=float)
-    if len(d) > 20: raise ValueError(f'the exact test walks through 2^n signs: at most 20 pairs, got {len(d)}')
-    signs = 1 - 2*((np.arange(2**len(d))[:, None] >> np.arange(len(d))) & 1)
-    return float(np.mean(np.abs(signs @ d) >= abs(d.sum()) - 1e-12*np.abs(d).sum()))
+) -> float: # Two-sided p value, at least 2/2^n; NaN for no differences, or where one is NaN or infinite
+    "Sign-flip test of paired differences: exact up to 16 pairs, 65,536 random sign patterns (always the same ones) beyond."
+    d, n = np.asarray(d, dtype=float), len(d)
+    if not n or not np.isfinite(d).all(): return float('nan')
+    signs = (np.arange(2**n)[:, None] >> np.arange(n)) & 1 if n <= 16 else np.random.default_rng(0).integers(2, size=(2**16, n))
+    reached = np.abs((1 - 2*signs) @ d) >= abs(d.sum()) - 1e-12*np.abs(d).sum()
+    return float(reached.mean()) if n <= 16 else float((reached.sum() + 1)/(len(reached) + 1))
 
 def paired_test(
     a: np.ndarray, # Scores of one arm, (n_seeds,)
@@ -37,7 +38,7 @@ def paired_test(
     low, high = test.confidence_interval(confidence)
     return {**out, 'ci_low': low, 'ci_high': high, 't': test.statistic, 'p': test.pvalue, 'd_z': d.mean()/d.std(ddof=1)}
 
-# %% ../nbs/24_stats.ipynb #18e027d8
+# %% ../nbs/24_stats.ipynb #0e98c979
 def _by_seed(rows, arm):
     scores = rows[rows['arm'] == arm].set_index(['seed', 'split_seed'])['value']
     if scores.index.has_duplicates:
@@ -62,7 +63,9 @@ def compare_arms(
 ) -> pd.DataFrame: # One row for each metric, layer and baseline: means, difference, interval, t, p, p_bonferroni, d_z, p_sign_flip
     "Paired comparison of one arm with each of the others; ValueError where a seed has several values."
     rows = results[results['split'] == split]
-    if arm not in set(rows['arm']): raise ValueError(f'no arm {arm!r} in these results; arms: {sorted(set(rows["arm"]))}')
+    for what, wanted, known in (('split', [split], results['split']), ('arm', [arm, *(baselines or [])], rows['arm']), ('metric', metrics or [], rows['metric'])):
+        unknown = sorted(set(wanted) - set(known))
+        if unknown: raise ValueError(f'no {what} {", ".join(map(repr, unknown))} in these results; known: {sorted(set(known))}')
     rows = rows[rows['metric'].isin(metrics)] if metrics else rows
     found = []
     for (metric, layer), part in rows.groupby(['metric', 'layer'], dropna=False):

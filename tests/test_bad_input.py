@@ -60,13 +60,55 @@ def test_constant_on_training_stimuli_only(tmp_path):
     (dict(target='IT'), "unknown target 'IT'.*simulated-01"),
     (dict(backbone='resnet19'), "unknown backbone 'resnet19'.*resnet20"),
     (dict(arms=('vanilla', 'proto')), "unknown arms \\['proto'\\].*protoalign"),
-    (dict(n_seeds=0), 'at least one seed'),
+    (dict(n_seeds=0), 'n_seeds must be at least 1, got 0'),
     (dict(settings=replace(TINY.settings, layer='layer2.9')), 'close names: .*layer2'),
     (dict(settings=replace(TINY.settings, K=1139)), 'K = 1139 prototypes are impossible with 1138 training stimuli'),
+    (dict(settings=replace(TINY.settings, K=0)), 'K must be at least 1, got 0'),
     (dict(settings=replace(TINY.settings, tau=0.)), 'tau must be positive'),
+    (dict(settings=replace(TINY.settings, tau=np.nan)), 'tau must be positive, got nan'),
+    (dict(settings=replace(TINY.settings, every=-1)), 'every must be at least 0'),
+    (dict(settings=replace(TINY.settings, brain_weight=2.)), 'brain_weight must be from 0 to 1'),
+    (dict(settings=replace(TINY.settings, joint='foo')), "joint is None, 'pca' or 'cca', got 'foo'"),
+    (dict(sweep=(.1, -1.)), 'a λ of the sweep must be at least 0, got -1'),
+    (dict(pretrain_epochs=-1), 'pretrain_epochs must be at least 0'),
+    (dict(options={'session': '5'}), "'digits' has no option session; it has: none"),
+    (dict(task='digits'), "'digits' has no training and test part"),
+    (dict(stimulus_size=-4), 'stimulus_size must be at least 1'),
     (dict(settings=replace(TINY.settings, lam=-1.)), 'lam must be at least 0'),
 ], ids=lambda o: next(iter(o)) if isinstance(o, dict) else '')
 def test_configuration(change, match, tmp_path): refused(replace(TINY, **change), tmp_path, match)
+
+
+def test_a_network_that_cannot_see_the_images(tmp_path):
+    colour = replace(DIGITS, name='colour', stimuli=np.repeat(DIGITS.stimuli[..., None], 3, axis=-1))
+    dataset_loader('colour')(lambda data_dir=None: colour)
+    refused(replace(TINY, dataset='colour'), tmp_path, "'digits-resnet8' cannot be shown the images of 'colour': the network sees 1 channel")
+
+
+def test_more_classes_than_outputs(tmp_path):
+    dataset_loader('many')(lambda data_dir=None: replace(DIGITS, name='many', labels=DIGITS.labels + 3))
+    refused(replace(TINY, dataset='many'), tmp_path, "has 10 outputs, 'many' has 13 classes")
+
+
+def test_files_in_the_way(tmp_path, capsys):
+    (tmp_path/'file').write_text('here first')
+    assert main(['run', '--seeds', '1', '--out', str(tmp_path/'file')]) == 2
+    assert 'is a file: choose a directory' in capsys.readouterr().err
+    (tmp_path/'x.npy').write_text('no array')
+    assert main(['score', str(tmp_path/'x.npy'), str(tmp_path/'x.npy')]) == 2
+    err = capsys.readouterr().err
+    assert 'x.npy' in err and 'numpy.save' in err and 'pickle' not in err
+
+
+def test_responses_on_the_command_line(tmp_path, capsys):
+    acts, brain, _ = planted_world(n_stimuli=60)
+    np.save(tmp_path/'acts.npy', acts)
+    for name, bad, said in (('nan', np.nan, r'holds NaN'), ('flat', 1., 'constant over 60 stimuli')):
+        np.save(tmp_path/f'{name}.npy', np.where(np.arange(60) == 3, bad, brain))
+        for job in ('score', 'prototypes'):
+            assert main([job, str(tmp_path/'acts.npy'), str(tmp_path/f'{name}.npy')]) == 2
+            err = capsys.readouterr().err
+            assert f'{name}.npy' in err and said in err
 
 
 def test_directory_of_another_run(tmp_path, capsys):
@@ -92,3 +134,17 @@ def test_hostile_library(tmp_path):
         path = tmp_path/name
         path.write_bytes(content)
         with pytest.raises(ValueError, match='is not a prototype library'): PrototypeLibrary.load(path)
+
+
+@pytest.mark.parametrize('change', [dict(ids=5), dict(ids=['a']*12), dict(names=None), dict(provenance=[1])], ids=str)
+def test_damaged_library(change, tmp_path):
+    import json
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+    from protoalign.library import PrototypeLibrary, make_library
+    acts, brain, _ = planted_world(n_stimuli=12)
+    path = make_library(JointPrototypes(3).fit(acts, brain), range(12)).save(tmp_path/'whole')
+    with safe_open(path, 'numpy') as f:
+        header, arrays = json.loads(f.metadata()['protoalign']), {k: f.get_tensor(k) for k in f.keys()}
+    save_file(arrays, tmp_path/'damaged', metadata={'protoalign': json.dumps({**header, **change})})
+    with pytest.raises(ValueError): PrototypeLibrary.load(tmp_path/'damaged')

@@ -55,3 +55,14 @@ def test_jobs_do_not_change_numbers(tmp_path):
         one, two = run(tiny, tmp_path/'one', n_jobs=1), run(tiny, tmp_path/'two', n_jobs=2)
     finally: torch.set_num_threads(threads)
     pd.testing.assert_frame_equal(one, two, rtol=1e-5)
+
+
+def test_any_layer_is_scored_and_twice_is_once(tmp_path):
+    "A trained layer outside the backbone's usual ones is scored too; repeated arms and λ are one cell."
+    tiny = replace(SHORT, n_seeds=1, pretrain_epochs=0, sweep=(0., .1, .1), arms=('vanilla', 'protoalign', 'vanilla'),
+                   settings=replace(SHORT.settings, layer='layer2.0', epochs=1))
+    results = run(tiny, tmp_path)
+    assert set(results.layer) == {'', 'layer1', 'layer2', 'layer2.0', 'layer3'}
+    assert results.groupby(['arm', 'lam'], dropna=False).ngroups == 4
+    page = make_report(tmp_path).read_text()
+    assert 'No figure' not in page and 'one seed' in page.lower()
