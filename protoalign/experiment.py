@@ -8,7 +8,7 @@ Docs: https://protoalign.github.io/protoalign/experiment.html.md"""
 __all__ = ['PRESETS', 'COLUMNS', 'Config', 'to_json', 'Cell', 'cells', 'SeedData', 'target_responses', 'seed_data', 'check',
            'open_run', 'start_model', 'score_model', 'run_cell', 'read_results', 'gather', 'environment', 'run']
 
-# %% ../nbs/60_experiment.ipynb #766589a5
+# %% ../nbs/60_experiment.ipynb #3c8e0fc7
 import json, platform, sys, warnings
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .activations import eval_mode, extract, get_layer
 from .data import Responses, check_responses, hash_fraction, mean_repeats, select, split_stimuli
 from .datasets import dataset_options, load
-from .library import atomic_write
+from .files import atomic_write
 from .networks import backbone
 from .score import BrainGroups, score_layer
 from .train import ARMS, Settings, Stimuli, Task, fit, no_random, task_accuracy, train_arm

@@ -7,7 +7,7 @@ Docs: https://protoalign.github.io/protoalign/report.html.md"""
 # %% auto #0
 __all__ = ['HEADLINE', 'main_rows', 'plot_arms', 'plot_layers', 'plot_sweep', 'plot_training', 'headline', 'make_report']
 
-# %% ../nbs/61_report.ipynb #c7b86ede
+# %% ../nbs/61_report.ipynb #6703624c
 import base64, io, json
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from markupsafe import Markup
 
 from .datasets import load
 from .experiment import Config, cells, gather
-from .library import PrototypeLibrary, atomic_write, plot_prototypes
+from .files import atomic_write
+from .library import PrototypeLibrary, plot_prototypes
 from .score import METRICS
 from .stats import arm_means, compare_arms, power_note
 from .style import arm_look, set_style, sort_arms
