@@ -58,7 +58,7 @@ def pool(
     pool2d = F.adaptive_max_pool2d if how == 'max' else F.adaptive_avg_pool2d
     return pool2d(h, [min(grid, n) for n in h.shape[2:]]).flatten(1)
 
-# %% ../nbs/13_activations.ipynb #382cc250
+# %% ../nbs/13_activations.ipynb #2f5f8b73
 def _parts(output): return dict(output) if isinstance(output, Mapping) else dict(enumerate(output)) if isinstance(output, (tuple, list)) else {}
 
 def _part(output, name):
@@ -83,7 +83,8 @@ def capture(
         def hook(module, inputs, output):
             h = _part(output, name)
             pooled = pool(h, grid, **pooling)
-            kept[name] = pooled.clone() if pooled.data_ptr() == h.data_ptr() else pooled
+            shares = pooled.untyped_storage().data_ptr() == h.untyped_storage().data_ptr()
+            kept[name] = pooled.clone() if shares else pooled
         return hook
     try:
         for name in layers: handles.append(get_layer(model, name.partition(':')[0]).register_forward_hook(keep_as(name)))
@@ -102,12 +103,17 @@ def eval_mode(model: nn.Module):
     finally:
         for m, training in were.items(): m.training = training
 
-# %% ../nbs/13_activations.ipynb #c4bbb9ca
+# %% ../nbs/13_activations.ipynb #6923cb72
 def _batches(images, batch_size):
     "Batches of a tensor or array; a loader yields its own, the stimuli first."
     if isinstance(images, np.ndarray): images = torch.from_numpy(images)
     if torch.is_tensor(images): return images.split(batch_size)
     return images
+
+def _stimuli(batch, model):
+    "The stimuli of a batch, where the model is."
+    x = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return x.to(next((p.device for p in model.parameters()), x.device))
 
 def find_layers(
     model: nn.Module, # Any torch module
@@ -118,10 +124,15 @@ def find_layers(
     found = []
     for asked in [layers] if isinstance(layers, str) else layers:
         if asked == 'auto': found += _spread(model, n_auto)
-        elif any(c in asked for c in '*?'): found += fnmatch.filter(layer_names(model), asked) or [asked]
+        elif any(c in asked for c in '*?'): found += [name for name in layer_names(model) if _fits(name, asked)] or [asked]
         else: found.append(asked)
     for name in found: get_layer(model, name.partition(':')[0])
     return list(dict.fromkeys(found))
+
+def _fits(name, pattern):
+    "Part by part between the dots, so that 'layer*' means the stages and not all that is inside them."
+    parts, patterns = name.split('.'), pattern.split('.')
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 def _spread(model, n):
     blocks = []
@@ -145,7 +156,7 @@ def list_layers(
             return hook
         handles = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name]
         try:
-            with eval_mode(model), torch.no_grad(): model(next(iter(_batches(images, 1))))
+            with eval_mode(model), torch.no_grad(): model(_stimuli(next(iter(_batches(images, 1))), model)[:1])
         finally:
             for h in handles: h.remove()
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('name').reset_index()
@@ -156,7 +167,7 @@ def _shape_of(output):
 
 def _size_of(output): return int(np.prod(output.shape[1:])) if torch.is_tensor(output) else np.nan
 
-# %% ../nbs/13_activations.ipynb #058f98b9
+# %% ../nbs/13_activations.ipynb #b90289a0
 def _projected(x, n, name, shrink):
     "Features of one batch, (batch, n) where a projection is asked for and the layer is wider."
     if n is None or x.shape[1] <= n: return x
@@ -175,12 +186,11 @@ def extract(
 ) -> dict: # {layer: (n_stimuli, n_features) float32 array}; ValueError for unknown layers, and for layers that are never called
     "Pooled activations of named layers, in evaluation mode and without gradient."
     layers, shrink = find_layers(model, layers), {}
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
     found = {name: [] for name in layers}
     bar = tqdm(_batches(images, batch_size), desc='activations', leave=False, disable=None if progress is None else not progress)
     with capture(model, layers, grid, **pooling) as kept, eval_mode(model), torch.no_grad():
         for batch in bar:
-            model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
+            model(_stimuli(batch, model))
             silent = [name for name in layers if name not in kept]
             if silent: raise ValueError(f'{type(model).__name__} has layers {silent}, but its forward pass never calls them')
             for name in layers: found[name].append(_projected(kept.pop(name).float().cpu().numpy(), project, name, shrink))

@@ -94,7 +94,7 @@ def select_features(
     if not len(rows): raise ValueError(f'none of the {n} features of {responses} is left')
     return replace(responses, values=responses.values[..., rows], features=None if table is None else table.iloc[rows].reset_index(drop=True))
 
-# %% ../nbs/10_data.ipynb #a27d436a
+# %% ../nbs/10_data.ipynb #2cd351b7
 def gather_repeats(
     trials: np.ndarray, # One response for each presentation, (n_trials, n_features)
     ids: list, # Which stimulus each presentation showed, n_trials
@@ -112,7 +112,7 @@ def gather_repeats(
     values[stimulus, repeat] = trials
     if sessions is not None:
         of_trial = np.asarray(sessions)
-        sessions = np.full(shape, of_trial.flat[0])
+        sessions = np.full(shape, of_trial.flat[0], dtype=of_trial.dtype) # a missing repeat has no session, and its label means nothing
         sessions[stimulus, repeat] = of_trial
     if shape[1] == 1: values, sessions = values[:, 0], None if sessions is None else sessions[:, 0]
     return Responses(values, tuple(names), sessions=sessions, **about)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .data import as_matrix
 from .encoding import ALPHAS, encoding_score
 
-# %% ../nbs/25_layer_sweep.ipynb #27ca9bc3
+# %% ../nbs/25_layer_sweep.ipynb #39507b1f
 def layer_scores(
     activations: dict, # {layer: (n_stimuli, n_units)} for the stimuli that may be used, test stimuli not among them
     responses, # Responses to the same stimuli, (n_stimuli, n_voxels)
@@ -31,6 +31,8 @@ def layer_scores(
     if unequal or not activations: raise ValueError(f'layers need one row for each of {len(y)} stimuli; got {unequal or "no layers"}')
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     n_groups = len(np.unique(groups))
+    flat = np.flatnonzero(np.ptp(y, axis=0) == 0)
+    if len(flat): raise ValueError(f'{len(flat)} of {y.shape[1]} voxels are constant over {len(y)} stimuli (first: {flat[:5].tolist()}): drop them, no layer can match them')
     if n_groups < n_folds: raise ValueError(f'{n_folds} folds need at least as many content groups, got {n_groups} of {len(y)} stimuli')
     folds = list(GroupKFold(n_folds, shuffle=True, random_state=seed).split(y, groups=groups))
     return np.array([[encoding_score(x[fit], y[fit], x[left], y[left], alphas).r2 for x in activations.values()] for fit, left in folds])
