@@ -127,17 +127,20 @@ def mean_repeats(responses: Responses) -> Responses:
                          f'{np.array(responses.ids)[missing.any(1)][:3].tolist()}; drop them with `select`')
     return replace(responses, values=np.nanmean(responses.values, axis=1), sessions=None)
 
-# %% ../nbs/10_data.ipynb #df3a12ee
+# %% ../nbs/10_data.ipynb #a88261db
 def join_features(
     recordings: list, # Recordings without a repeats axis, of different subjects or regions
 ) -> Responses: # Stimuli that all share, in the order of the first; the feature table tells subject and region of each feature. ValueError where none is shared
     "Features of several recordings side by side, on shared stimuli."
     for r in recordings:
         if r.values.ndim != 2: raise ValueError(f'average the repeats first (`mean_repeats`): {r}')
-    shared = [o for o in recordings[0].ids if all(o in set(r.ids) for r in recordings[1:])]
+    shared = set.intersection(*(set(r.ids) for r in recordings))
+    shared = [o for o in recordings[0].ids if o in shared]
     if not shared: raise ValueError(f'no stimulus is in all of {[str(r) for r in recordings]}; their ids look like {[r.ids[0] for r in recordings]}')
-    tables = [(pd.DataFrame(index=range(r.n_features)) if r.features is None else r.features.reset_index(drop=True)).assign(subject=r.subject, region=r.region)
-              for r in recordings]
+    tables = []
+    for r in recordings:
+        table = pd.DataFrame(index=range(r.n_features)) if r.features is None else r.features.reset_index(drop=True)
+        tables.append(table.assign(**{k: getattr(r, k) for k in ('subject', 'region') if k not in table}))
     same = lambda name: ' + '.join(dict.fromkeys(getattr(r, name) for r in recordings))
     return Responses(np.hstack([select(r, shared).values for r in recordings]), shared, *(same(o) for o in ('subject', 'region', 'recorder', 'units')),
                      rotated=any(r.rotated for r in recordings), features=pd.concat(tables, ignore_index=True))
@@ -148,7 +151,8 @@ def join_repeats(
     "Sessions one after the other, as repeats."
     first, trials, ids, sessions = recordings[0], [], [], []
     for number, r in enumerate(recordings):
-        if r.n_features != first.n_features or not (r.features is first.features or r.features.equals(first.features)):
+        tables = [o for o in (r.features, first.features) if o is not None]
+        if r.n_features != first.n_features or len(tables) == 1 or (tables and not tables[0].equals(tables[1])):
             raise ValueError(f'sessions need the same features: {first} against {r}')
         x = r.values[:, None] if r.values.ndim == 2 else r.values
         stimulus, repeat = np.nonzero(~np.isnan(x).all(-1))

@@ -77,7 +77,7 @@ def _damaged(path, error):
     why = 'it holds Python objects, which are not read because they could run code: save numbers only' if any(o in str(error) for o in ('pickle', 'Python objects')) else error
     return ValueError(f'{path} cannot be read ({Path(path).stat().st_size} bytes): {why}. Is it whole, and of the kind that its name says?')
 
-# %% ../nbs/18_files.ipynb #81dbc994
+# %% ../nbs/18_files.ipynb #3c2ac297
 def read_table(
     path, # .csv or .tsv file with a header; first column: stimulus ids
     session: str=None, # Column that holds the session of each row, if there is one
@@ -85,8 +85,9 @@ def read_table(
 ) -> Responses: # Repeated ids become repeats; ValueError names columns that hold no numbers
     "Responses from a table."
     path = _existing(path, ('.csv', '.tsv'))
-    try: table = pd.read_csv(path, sep='\t' if path.suffix.lower() == '.tsv' else ',', dtype={0: str})
-    except (ValueError, UnicodeDecodeError, csv.Error) as e: raise _damaged(path, e) from e
+    sep = '\t' if path.suffix.lower() == '.tsv' else ','
+    try: table = pd.read_csv(path, sep=sep, dtype={pd.read_csv(path, sep=sep, nrows=0).columns[0]: str})
+    except (ValueError, IndexError, csv.Error) as e: raise _damaged(path, e) from e
     if session is not None and session not in table: raise ValueError(f'{path} has no column {session!r}; its columns: {list(table.columns)[:10]}')
     sessions = None if session is None else table.pop(session).to_numpy()
     names = list(table.columns[1:])

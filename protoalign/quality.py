@@ -35,7 +35,7 @@ def zscore_sessions(
         out[here] = (x[here] - mean)/sd
     return replace(responses, values=out, units='s.d. within session')
 
-# %% ../nbs/12_quality.ipynb #8bf5065f
+# %% ../nbs/12_quality.ipynb #8e6187a0
 def _halves(valid, rng):
     "Masks of two halves of each stimulus's repeats, (n_stimuli, n_repeats); of an odd number the second gets one more."
     order = np.where(valid, rng.random(valid.shape), np.inf).argsort(1).argsort(1)
@@ -47,7 +47,7 @@ def _columns_correlation(a, b):
     with np.errstate(invalid='ignore', divide='ignore'): return (a*b).sum(0)/np.sqrt((a*a).sum(0)*(b*b).sum(0))
 
 def _repeated(responses, of):
-    "Values of stimuli with at least two repeats, and which repeats are there."
+    "Values of stimuli with at least two repeats, and which repeats are there: those without NaN in any feature."
     if responses.rotated: raise ValueError(f'{of} of single features means nothing where the axes are arbitrary: these patterns were rebuilt from an RDM')
     x = responses.values
     valid = ~np.isnan(x).any(-1) if x.ndim == 3 else np.zeros((len(x), 1), bool)
@@ -56,7 +56,7 @@ def _repeated(responses, of):
     return x[enough], valid[enough]
 
 def split_half(
-    responses: Responses, # Recording with repeats; stimuli with fewer than two are left out
+    responses: Responses, # Recording with repeats; a repeat with NaN in any feature, and stimuli with fewer than two, are left out
     n_splits: int=50, # Random halves to average over
     random_state: int=0, # Of the halves
 ) -> np.ndarray: # Correlation of the two halves for each feature, mean over splits, (n_features,), NaN for features that do not vary
