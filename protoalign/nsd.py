@@ -8,8 +8,8 @@ Docs: https://protoalign.github.io/protoalign/nsd.html.md"""
 __all__ = ['SUBJECTS', 'BETAS', 'SPACE', 'SCALE', 'STIM_INFO', 'IMAGES', 'make_nsd_files', 'nsd_stimuli', 'nsd_trials',
            'nsd_mask', 'nsd_responses', 'nsd_images']
 
-# %% ../nbs/16_nsd.ipynb #7629d2fc
-import gzip, os, re, warnings, zlib
+# %% ../nbs/16_nsd.ipynb #32d837a9
+import gzip, os, re, sys, warnings, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .datasets import Dataset, dataset_loader
 from .fmri import voxel_table
 from .quality import zscore_sessions
 
-# %% ../nbs/16_nsd.ipynb #87fcc141
+# %% ../nbs/16_nsd.ipynb #b92cf650
 SUBJECTS = tuple(f'subj{i:02d}' for i in range(1, 9))
 BETAS, SPACE, SCALE = 'betas_fithrf_GLMdenoise_RR', 'func1pt8mm', 300
 STIM_INFO, IMAGES = 'nsddata/experiments/nsd/nsd_stim_info_merged.csv', 'nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5'
@@ -60,6 +60,8 @@ def _whole(path):
     try: yield
     except (OSError, EOFError, zlib.error, KeyError, ImageFileError) as e:
         raise ValueError(f'{path} cannot be read ({Path(path).stat().st_size} bytes): {e}. Is it whole? Fetch it again') from e
+
+def _hidden(progress): return not (sys.stderr.isatty() if progress is None else progress)
 
 def _h5py():
     try: import h5py
@@ -100,7 +102,7 @@ def _made_path(root, name):
     (Path(root)/name).parent.mkdir(parents=True, exist_ok=True)
     return Path(root)/name
 
-# %% ../nbs/16_nsd.ipynb #03aa5456
+# %% ../nbs/16_nsd.ipynb #89330eca
 _LABELS = {'nsdgeneral': ('nsdgeneral',), 'prf-visualrois': ('V1v', 'V1d', 'V2v', 'V2d', 'V3v', 'V3d', 'hV4'), 'floc-faces': ('OFA', 'FFA-1', 'FFA-2', 'mTL-faces', 'aTL-faces'),
            'streams': ('early', 'midventral', 'midlateral', 'midparietal', 'ventral', 'lateral', 'parietal')}
 
@@ -110,7 +112,7 @@ def _made_regions(root, subject, shape, affine):
     i, j, k = np.indices(shape)
     rim = np.any([(o == 0) | (o == n - 1) for o, n in zip((i, j, k), shape)], axis=0)
     for roi, names in _LABELS.items():
-        labels = np.where(rim, -1, np.where(j < shape[1]//2, 1 + (2*i + k) % len(names), 0)).astype(np.int16)
+        labels = np.where(rim, -1, np.where(j < shape[1]*4//5, 1 + (2*i + k) % len(names), 0)).astype(np.int16)
         for side, here in (('', True), ('lh.', i < shape[0]//2), ('rh.', i >= shape[0]//2)):
             nib.save(nib.Nifti1Image(np.where(here, labels, -1).astype(np.int16), affine), _made_path(root, f'nsddata/ppdata/{subject}/{SPACE}/roi/{side}{roi}.nii.gz'))
         _made_path(root, f'nsddata/freesurfer/{subject}/label/{roi}.mgz.ctab').write_text(''.join(f'{v} {name}\n' for v, name in enumerate(('Unknown', *names))))
@@ -198,7 +200,7 @@ def _shown(path, info, subject):
     if len(wrong): raise ValueError(f'{path}: trial {wrong[0] + 1} shows {_name(t["nsd_id"][wrong[0]])}, but {Path(STIM_INFO).name} does not list that trial for it ({len(wrong)} such trials): are both files of one release?')
     return t
 
-# %% ../nbs/16_nsd.ipynb #bd4f27c3
+# %% ../nbs/16_nsd.ipynb #b9da154d
 def nsd_trials(
     root, # Folder that holds nsddata and nsddata_betas
     subject, # 'subj01' to 'subj08', or the number
@@ -213,9 +215,9 @@ def nsd_trials(
     t['id'], t['repeat'] = [_name(o) for o in t['nsd_id']], t.groupby('nsd_id').cumcount()
     t['coco_id'], t['shared1000'] = (info[c].to_numpy()[t['nsd_id']] for c in ('cocoId', 'shared1000'))
     done = t['session'].unique().tolist()
-    unknown = [int(s) for s in (sessions or ()) if s not in done]
-    if unknown: raise ValueError(f'{path} has no sessions {unknown}; it has {done[0]} to {done[-1]}')
-    wanted = done if sessions is None else sorted(set(int(s) for s in sessions))
+    wanted = done if sessions is None else sorted({int(s) for s in sessions})
+    unknown = [s for s in wanted if s not in done]
+    if unknown or not wanted: raise ValueError(f'{path} has no sessions {unknown}; it has {done[0]} to {done[-1]}, give one or more of them')
     if betas is not None: wanted = _on_disk(root, subject, wanted, betas, space, skip=sessions is None)
     return t[t['session'].isin(wanted)].reset_index(drop=True)
 
@@ -319,7 +321,7 @@ def _check_betas(path, shape, n_trials):
         raise ValueError(f'{path} holds responses of shape {there} (x, y, z, trials); the mask has shape {shape}, and responses.tsv {n_trials} trials of this session')
     if dtype.kind != 'i' or dtype.itemsize != 2 or scaled: raise ValueError(f'{path} holds {dtype}{", scaled by its header" if scaled else ""}; NSD has 16-bit integers, percent signal change × {SCALE}')
 
-# %% ../nbs/16_nsd.ipynb #e978d008
+# %% ../nbs/16_nsd.ipynb #7ebe7d99
 def nsd_responses(
     root, # Folder that holds nsddata and nsddata_betas
     subject, # 'subj01' to 'subj08', or the number
@@ -341,7 +343,7 @@ def nsd_responses(
     for path, part in parts: _check_betas(path, mask.shape, sizes[part['session'].iloc[0]])
     table = voxel_table(mask).assign(label=_labels_of(root, subject, roi, mask, space), empty_sessions=0)
     gather = _Gather(names, 1 if average else trials['repeat'][trials['wanted']].max() + 1, len(table), average)
-    for path, part in tqdm(parts, desc=f'{subject} sessions', leave=False, disable=None if progress is None else not progress):
+    for path, part in tqdm(parts, desc=f'{subject} sessions', leave=False, disable=_hidden(progress)):
         read = _hdf5_betas if path.suffix == '.hdf5' else _nifti_betas
         block = read(path, table[['i', 'j', 'k']].to_numpy(), part['trial'].to_numpy())
         empty = ~block.any(0)
@@ -395,7 +397,7 @@ class _Gather:
         self.values /= self.n[..., None]
         return self.values[:, 0], None
 
-# %% ../nbs/16_nsd.ipynb #25a000ae
+# %% ../nbs/16_nsd.ipynb #325f08dd
 def nsd_images(
     root, # Folder that holds nsddata_stimuli
     ids: list, # Stimuli wanted, as 'nsd-00013' or 13, in the order wanted; each once
@@ -412,12 +414,12 @@ def nsd_images(
         if len(beyond): raise ValueError(f'{path} holds {n} pictures, counted from 0; {len(beyond)} of {len(numbers)} lie beyond, the first: {beyond[0]}')
         if size is not None and not 1 <= size <= side: raise ValueError(f'pictures of {side} pixels can be brought down to 1 to {side}, not to {size}')
         out = np.empty((len(numbers), *(brick.shape[1:3] if size is None else (size, size)), 3), np.uint8)
-        for i in tqdm(np.argsort(numbers), desc='pictures', leave=False, disable=None if progress is None else not progress):
+        for i in tqdm(np.argsort(numbers), desc='pictures', leave=False, disable=_hidden(progress)):
             picture = brick[numbers[i]]
             out[i] = picture if size is None else Image.fromarray(picture).resize((size, size), Image.Resampling.BOX)
     return out
 
-# %% ../nbs/16_nsd.ipynb #540f0a12
+# %% ../nbs/16_nsd.ipynb #acecee87
 _CITATION = 'Allen et al. 2022 (Nature Neuroscience 25, 116-126), A massive 7T fMRI dataset to bridge cognitive neuroscience and artificial intelligence; photographs: Lin et al. 2014 (COCO)'
 _LICENCE = 'NSD terms and data access agreement (naturalscenesdataset.org): research and teaching only, not to be passed on; photographs from COCO'
 
@@ -439,7 +441,8 @@ def _nsd(data_dir=None, subject='subj01', roi='nsdgeneral', label=None, sessions
     groups = merge_groups(ids, content_groups(pictures))
     known = dict(zip(ids, groups))
     train = [shown[i] for i in split_stimuli([known.get(o, o) for o in shown], val=0.).train]
-    with warnings.catch_warnings(action='ignore', category=UserWarning):
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*are left out: ') # said already
         responses = nsd_responses(root, subject, roi, label, sessions, ids, average, train if zscore else None)
     target = '-'.join([subject, roi, *([] if label is None else np.atleast_1d(label).astype(str))])
     return Dataset('nsd', pictures, tuple(ids), groups, _LICENCE, _CITATION, responses={target: _without_empty(responses)})

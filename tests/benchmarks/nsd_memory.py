@@ -2,14 +2,15 @@
 
     python tests/benchmarks/nsd_memory.py [--folder DIR] [--out nbs/results/nsd_memory.csv]
 
-Makes two sessions of subj01's size (81 × 104 × 83 voxels, 750 trials) of each kind of file, links them as 14 sessions, reads a region of
-15,000 voxels in a fresh process each time, checks what was read, writes a table, and removes what it made. Needs about 4 GB of disk."""
+Makes two sessions of subj01's size (81 × 104 × 83 voxels, 750 trials) of each kind of file, links them as 40 sessions, reads a region of
+15,000 voxels from 14 or all of them, in a fresh process each time, checks what was read, writes a table, and removes what it made. Needs about 4 GB of disk."""
 import argparse, os, resource, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
 
-SHAPE, N_TRIALS, N_SESSIONS, N_VOXELS, POOL = (81, 104, 83), 750, 14, 15_000, 1_000_003
+SHAPE, N_TRIALS, N_VOXELS, POOL = (81, 104, 83), 750, 15_000, 1_000_003
+PART, ALL = 14, 40 # sessions: 10,500 trials, and a whole subject
 BETAS = 'nsddata_betas/ppdata/subj01/func1pt8mm/betas_fithrf_GLMdenoise_RR'
 
 
@@ -63,8 +64,8 @@ def lay(root, kind, write):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for session in range(2): write(folder/f'betas_session{session + 1:02d}.{kind}', session)
-    for session in range(2, N_SESSIONS): os.link(folder/f'betas_session{session % 2 + 1:02d}.{kind}', folder/f'betas_session{session + 1:02d}.{kind}')
-    return sum(p.stat().st_size for p in folder.iterdir())/2**20
+    for session in range(2, ALL): os.link(folder/f'betas_session{session % 2 + 1:02d}.{kind}', folder/f'betas_session{session + 1:02d}.{kind}')
+    return sum(p.stat().st_size for p in folder.iterdir())/2**20/ALL
 
 
 def read(root, average, n_sessions):
@@ -105,11 +106,11 @@ def main():
         make_tree(root)
         for name, (kind, write) in layouts.items():
             megabytes = lay(root, kind, write)
-            for average in (0, 1) if name == 'hdf5, chunks by voxel' else (0,):
-                done = subprocess.run([sys.executable, __file__, '--read', str(root), str(average), str(N_SESSIONS)], capture_output=True, text=True, check=True)
+            for sessions, average in ((PART, 0), (PART, 1), (ALL, 0), (ALL, 1)) if name == 'hdf5, chunks by voxel' else ((PART, 0),):
+                done = subprocess.run([sys.executable, __file__, '--read', str(root), str(average), str(sessions)], capture_output=True, text=True, check=True)
                 seconds, peak, trials, voxels, shape = done.stdout.split()
                 rows.append(dict(kind=name, average=bool(average), voxels=int(voxels), trials=int(trials), shape=shape, seconds=round(float(seconds), 1), peak_mb=round(float(peak)),
-                                 file_mb=round(megabytes), mb_per_s=round(int(trials)*int(voxels)*2/2**20/float(seconds))))
+                                 file_mb=round(megabytes*sessions), mb_per_s=round(int(trials)*int(voxels)*2/2**20/float(seconds))))
                 print(rows[-1], flush=True)
     finally: shutil.rmtree(root, ignore_errors=True)
     pd.DataFrame(rows).to_csv(a.out, index=False)
