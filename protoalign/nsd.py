@@ -419,7 +419,7 @@ def nsd_images(
             out[i] = picture if size is None else Image.fromarray(picture).resize((size, size), Image.Resampling.BOX)
     return out
 
-# %% ../nbs/16_nsd.ipynb #acecee87
+# %% ../nbs/16_nsd.ipynb #54a51364
 _CITATION = 'Allen et al. 2022 (Nature Neuroscience 25, 116-126), A massive 7T fMRI dataset to bridge cognitive neuroscience and artificial intelligence; photographs: Lin et al. 2014 (COCO)'
 _LICENCE = 'NSD terms and data access agreement (naturalscenesdataset.org): research and teaching only, not to be passed on; photographs from COCO'
 
@@ -442,7 +442,7 @@ def _nsd(data_dir=None, subject='subj01', roi='nsdgeneral', label=None, sessions
     known = dict(zip(ids, groups))
     train = [shown[i] for i in split_stimuli([known.get(o, o) for o in shown], val=0.).train]
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*are left out: ') # said already
+        warnings.filterwarnings('ignore', message='.*are left out: ')
         responses = nsd_responses(root, subject, roi, label, sessions, ids, average, train if zscore else None)
     target = '-'.join([subject, roi, *([] if label is None else np.atleast_1d(label).astype(str))])
     return Dataset('nsd', pictures, tuple(ids), groups, _LICENCE, _CITATION, responses={target: _without_empty(responses)})

@@ -240,6 +240,7 @@ def test_gzip_with_a_wrong_byte_and_a_whole_gzip_that_is_short(whole, tmp_path):
     (np.zeros((N, *SHAPE), np.int16), r'shape \(8, 10, 9, 30\)'),
     (np.zeros((N - 1, *SHAPE[::-1]), np.int16), r'shape \(9, 10, 8, 29\)'),
     (np.zeros((N, *SHAPE[::-1]), np.float32), 'float32; NSD has 16-bit integers'),
+    (np.zeros((N, *SHAPE[::-1]), np.uint16), 'uint16; NSD has 16-bit integers'),
 ])
 def test_wrong_shape_or_type(tree, x, match):
     with h5py.File(tree/FOLDER/'betas_session03.hdf5', 'w') as f: f.create_dataset('betas', data=x)
@@ -363,13 +364,13 @@ def test_missing_sessions_are_said_once(tree):
     assert sum('left out: [2]' in str(w.message) for w in said) == 1
 
 
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='reads the peak memory from /proc, which Linux has')
 def test_memory_stays_within_one_block(tmp_path):
     "Two sessions of 115 MB each: beyond the result, the process grows by far less than one of them."
     make_nsd_files(tmp_path, 1, n_sessions=2, n_trials=300, shape=(60, 60, 56), n_images=400, values=lambda t: np.ones((300, 60, 60, 56), np.int16))
     run = f'''
-import resource
 from protoalign.nsd import nsd_mask, nsd_responses, nsd_trials
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+def peak(): return next(int(line.split()[1])/1024 for line in open('/proc/self/status') if line.startswith('VmHWM'))
 import h5py
 nsd_mask({str(tmp_path)!r}, 1), nsd_trials({str(tmp_path)!r}, 1)
 before = peak()
@@ -377,7 +378,7 @@ r = nsd_responses({str(tmp_path)!r}, 1, 'lh.floc-faces', 'OFA')
 print(peak() - before, r.values.nbytes/2**20)'''
     done = subprocess.run([sys.executable, '-c', run], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)), check=True)
     grown, result = map(float, done.stdout.split())
-    assert result > 10 and grown < result + 60, (grown, result)
+    assert result > 10 and grown < result + 80, (grown, result)
 
 
 def test_benchmark_table():
