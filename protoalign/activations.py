@@ -76,7 +76,7 @@ class _Narrow:
             if layers[name].learned:
                 with atomic_write(layers[name].learned) as p, open(p, 'wb') as f: np.savez(f, mean=mean, components=components)
 
-# %% ../nbs/19_activations.ipynb #696c3e87
+# %% ../nbs/19_activations.ipynb #5ea08458
 @lru_cache
 def _forward_code(kind):
     try: return inspect.getsource(kind.forward)
@@ -89,7 +89,7 @@ def model_fingerprint(model: nn.Module) -> str: # 64 hexadecimal digits
     parts = [repr(model)]
     for name, m in model.named_modules():
         parts += [name, type(m).__qualname__, _forward_code(type(m))]
-        for k, v in sorted(vars(m).items()):
+        for k, v in sorted({**vars(type(m)), **vars(m)}.items()):
             if k != 'training' and not k.startswith('_') and _plain(v): parts += [k, v]
     for name, v in sorted({**dict(model.named_buffers()), **model.state_dict()}.items()): parts += [name, v]
     return fingerprint(*parts)

@@ -86,6 +86,7 @@ def test_transformers():
     agree(acts['vit:pooler_output'], out.pooler_output)
     for name in ('vit', 'vit:last_hidden_state', 'vit.layernorm'): agree(acts[name], out.last_hidden_state[:, 0])
     with pytest.raises(ValueError, match="has no part 'logits'; its parts: .*pooler_output"): extract(Inside(vit), 'vit:logits', x)
+    assert len(find_layers(vit, 'auto')) == 3
     loader = [dict(pixel_values=x[:1], labels=0), dict(pixel_values=x[1:], labels=1)]
     agree(extract(vit, 'layernorm', iter(loader), tokens='patches')['layernorm'], out.last_hidden_state[:, 1:].mean(1))
     with pytest.raises(ValueError, match=r"the batch holds \['image'\]: need 'pixel_values'"): extract(vit, 'layernorm', iter([dict(image=x)]))
@@ -180,7 +181,8 @@ def test_every_change_is_another_measurement(tmp_path):
     stimulus = X.clone()
     stimulus[7, 0, 0, 0] += 1e-3
     changes = [dict(), dict(net=one_bit), dict(images=stimulus), dict(images=X.flip(0)), dict(grid=2), dict(how='max'), dict(how='flatten'), dict(layers='4'), dict(project=5), dict(half=True), dict(dtype='float16'),
-               dict(pca=3, pca_rows=range(10)), dict(pca=3, pca_rows=range(11)), dict(key='twenty'), dict(key='another twenty'), dict(images=list(X), transform=Preprocessing('as it is', lambda x: x))]
+               dict(pca=3, pca_rows=range(10)), dict(pca=3, pca_rows=range(11)), dict(key='twenty'), dict(key='another twenty'), dict(images=list(X), transform=Preprocessing('as it is', lambda x: x)), dict(images=list(X), transform=Preprocessing('halved', lambda x: x/2)),
+               dict(how='flatten', project=3), dict(how='flatten', pca=3, pca_rows=range(10))]
     for change in changes: assert ran(**change) == 20 + len(change.get('pca_rows', ())), change
     for change in changes: assert ran(**change) == 0, change
     assert ran(how='mean', tokens='mean', batch_size=3) == 0
