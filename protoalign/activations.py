@@ -141,7 +141,7 @@ class _Rows:
         if self.n: self.parts[0][self.rows:self.rows + len(x)] = x
         else: self.parts.append(x)
 
-# %% ../nbs/19_activations.ipynb #99a50de2
+# %% ../nbs/19_activations.ipynb #6d5b5334
 class _OnDisk(_Rows):
     "Rows of one layer in a file that grows, and takes its name when it is whole."
     pause = 1. # Seconds between two records: what a kill can cost
@@ -157,6 +157,7 @@ class _OnDisk(_Rows):
     def __enter__(self):
         self.file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644), 'r+b')
         _lock(self.file)
+        for left in self.path.parent.glob(f'.{self.path.stem}.*.partial'): left.unlink() # of a run that was killed
         if self.said.exists(): self.rows, self.width = (json.loads(self.said.read_text(encoding='utf-8'))[k] for k in ('rows', 'features'))
         at = self.rows and len(_header(0, 0, self.dtype)) + self.rows*self.width*np.dtype(self.dtype).itemsize
         if os.fstat(self.file.fileno()).st_size < at: # the file was lost or cut, not by us: begin again

@@ -117,6 +117,14 @@ def test_efficientnet_lite():
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (260, 300, 3), dtype=np.uint8))
 
 
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path/f'{i:02}.png' for i in range(5)]
+    for i, p in enumerate(paths): Image.fromarray(rng.integers(0, 256, (40, 30 + 4*i), dtype=np.uint8)).save(p)
+    return paths
+
+
 def test_preprocessing_of_timm():
     data = pytest.importorskip('timm.data', reason='needs timm: pip install timm')
     import timm
@@ -124,6 +132,15 @@ def test_preprocessing_of_timm():
     ours, theirs = preprocessing(net), data.create_transform(**data.resolve_model_data_config(net), is_training=False)
     assert torch.equal(ours(NOISE), theirs(NOISE)) and 'CenterCrop' in repr(ours)
     np.testing.assert_allclose(ours(Image.new('L', (224, 224), 51)), np.full((3, 224, 224), (.2 - .5)/.5), atol=1e-6)
+
+
+def test_a_folder_and_a_model_of_timm(folder):
+    timm = pytest.importorskip('timm', reason='needs timm: pip install timm')
+    torch.manual_seed(0)
+    net = timm.create_model('vit_tiny_patch16_224', pretrained=False, depth=2)
+    by_hand = torch.stack([preprocessing(net)(Image.open(p)) for p in folder])
+    for (name, ours), theirs in zip(extract(net, 'auto', folder, transform=preprocessing(net), tokens='cls').items(), extract(net, 'auto', by_hand, tokens='cls').values()):
+        assert ours.shape == (5, 192) and np.array_equal(ours, theirs), name
 
 
 def test_preprocessing_of_transformers():
@@ -141,14 +158,6 @@ def test_preprocessing_of_torchvision():
 def test_nobody_tells_how_images_are_prepared():
     for of in (small(), 'resnet50', None):
         with pytest.raises(ValueError, match='does not tell how its images are prepared: pass your own transform='): preprocessing(of)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    paths = [tmp_path/f'{i:02}.png' for i in range(5)]
-    for i, p in enumerate(paths): Image.fromarray(rng.integers(0, 256, (40, 30 + 4*i), dtype=np.uint8)).save(p)
-    return paths
 
 
 RESIZED = Preprocessing('16 × 16', lambda image: torch.from_numpy(np.array(image.resize((16, 16)), dtype=np.float32)/255).permute(2, 0, 1))
@@ -232,11 +241,13 @@ def test_killed_and_run_again(options, learning, tmp_path):
     broken.send_signal(signal.SIGKILL)
     broken.wait()
     done = rows_done(tmp_path/'broken')
+    left, *_ = (tmp_path/'broken').glob('3-*.json')
+    (tmp_path/'broken'/f'.{left.name}.123.partial').write_text('killed while it wrote a record')
     assert len(done) == 2 and 12 <= min(done) < 60 and not list((tmp_path/'broken').glob('*.npy')), 'a half-written file is taken for whole'
     again = subprocess.run(start('broken', 0), check=True, env=env, capture_output=True, text=True)
     assert int(again.stdout) == 60 - min(done), 'finished rows were computed again'
     names = sorted(p.name for p in (tmp_path/'unbroken').glob('*.npy'))
-    assert len(names) == 2 and names == sorted(p.name for p in (tmp_path/'broken').glob('*.npy')) and not list((tmp_path/'broken').glob('[!.]*.partial'))
+    assert len(names) == 2 and sorted(p.name for p in (tmp_path/'broken').iterdir()) == sorted(p.name for p in (tmp_path/'unbroken').iterdir())
     for name in names: assert (tmp_path/'unbroken'/name).read_bytes() == (tmp_path/'broken'/name).read_bytes()
 
 
