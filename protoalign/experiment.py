@@ -24,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
 
-from .activations import eval_mode, extract, get_layer
+from .activations import extract
 from .data import Responses, check_responses, hash_fraction, mean_repeats, select, split_stimuli
 from .datasets import dataset_options, load
 from .files import atomic_write
+from .layers import eval_mode, get_layer
 from .networks import backbone
 from .score import BrainGroups, score_layer
 from .train import ARMS, Settings, Stimuli, Task, fit, no_random, task_accuracy, train_arm
