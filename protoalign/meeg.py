@@ -86,13 +86,23 @@ def _each_epoch(epochs, given, what):
     if n == len(epochs.drop_log) and list(epochs.selection) != list(range(n)): raise ValueError(f'these epochs are not in the order of their events: put the {what} into a column of epochs.metadata')
     return given if len(given) == n else [given[i] for i in epochs.selection]
 
-# %% ../nbs/17_meeg.ipynb #f95efbb6
+# %% ../nbs/17_meeg.ipynb #4bb8d0f8
+_BLOCK = 2**22 # numbers read at once
+
+def _feature_table(epochs, picks, when, scaled):
+    "Table of sensor × window, the windows, and the factor of each feature from SI to its unit."
+    sensors, windows = sensor_table(epochs.info, picks), time_windows(epochs.times, *when)
+    units = [_UNITS.get(o, ('', 1., '')) for o in sensors['type']]
+    sensors['unit'] = [nice if scaled else si for si, _, nice in units]
+    factor = np.repeat([scale if scaled else 1. for _, scale, _ in units], len(windows))
+    return sensors.merge(windows[['time', 'tmin', 'tmax']], how='cross'), windows, factor
+
 def _window_means(epochs, names, windows):
     "Yields (which epochs, their features (n_epochs, n_sensors × n_windows)), sensor by sensor."
-    size = max(1, 2**22//(len(epochs.ch_names)*len(epochs.times)))
+    size = max(1, _BLOCK//(len(epochs.ch_names)*len(epochs.times)))
     for start in range(0, len(epochs), size):
         some = slice(start, min(start + size, len(epochs)))
-        try: data = epochs.get_data(picks=names, item=some, copy=False, verbose='error')
+        try: data = epochs.get_data(picks=list(names), item=some, copy=False, verbose='error')
         except Exception as e: raise ValueError(f'{epochs.filename or "these epochs"}: epochs {some.start} to {some.stop} cannot be read: {e}. Is the file whole?') from e
         yield some, np.stack([data[..., a:b].mean(-1) for a, b in zip(windows['first'], windows['last'])], axis=-1).reshape(len(data), -1)
 
@@ -115,17 +125,13 @@ def epochs_responses(
     if not len(epochs): raise ValueError(f'no epoch is left of {len(epochs.drop_log)} events: see epochs.plot_drop_log()')
     ids = _each_epoch(epochs, ids, 'stimulus ids')
     sessions = None if sessions is None else _each_epoch(epochs, sessions, 'sessions')
-    sensors, windows = sensor_table(epochs.info, picks), time_windows(epochs.times, windows, step, tmin, tmax)
-    units = [_UNITS.get(o, ('', 1., '')) for o in sensors['type']]
-    sensors['unit'] = [scale[2] if scaled else scale[0] for scale in units]
-    factor = np.repeat([scale[1] if scaled else 1. for scale in units], len(windows))
-    values = np.empty((len(epochs), len(factor)), dtype=np.float32)
-    for some, means in _window_means(epochs, sensors['sensor'].tolist(), windows): values[some] = means*factor
-    table = sensors.merge(windows[['time', 'tmin', 'tmax']], how='cross')
+    table, windows, factor = _feature_table(epochs, picks, (windows, step, tmin, tmax), scaled)
+    values = np.empty((len(epochs), len(table)), dtype=np.float32)
+    for some, means in _window_means(epochs, table['sensor'].unique(), windows): values[some] = means*factor
     bad = table['sensor'][~np.isfinite(values).all(0)].unique()
     if len(bad): raise ValueError(f'{len(bad)} sensors hold NaN or infinite values (first: {bad[:5].tolist()}): mark them in epochs.info["bads"], or drop those epochs')
-    kind = ' + '.join(dict.fromkeys('MEG' if o in ('mag', 'grad') else o.upper() for o in sensors['type']))
-    return gather_repeats(values, ids, sessions, **{'features': table, 'recorder': kind, 'units': ' + '.join(dict.fromkeys(sensors['unit'])), **about})
+    kind = ' + '.join(dict.fromkeys('MEG' if o in ('mag', 'grad') else o.upper() for o in table['type']))
+    return gather_repeats(values, ids, sessions, **{'features': table, 'recorder': kind, 'units': ' + '.join(dict.fromkeys(table['unit'])), **about})
 
 # %% ../nbs/17_meeg.ipynb #5d2626af
 def evoked_responses(
