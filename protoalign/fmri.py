@@ -1,4 +1,4 @@
-"""Brain images to responses and back: masks, atlases, single trials, with nilearn
+"""Brain images to responses and back: volumes, surfaces, single trials, fMRIPrep's output, Haxby's recording, with nilearn
 
 Docs: https://protoalign.github.io/protoalign/fmri.html.md"""
 
@@ -8,12 +8,14 @@ Docs: https://protoalign.github.io/protoalign/fmri.html.md"""
 __all__ = ['region_mask', 'voxel_table', 'image_responses', 'to_image', 'trial_betas']
 
 # %% ../nbs/15_fmri.ipynb #6f2ce18c
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .data import Responses, gather_repeats
+from .datasets import Dataset, dataset_loader
 
 # %% ../nbs/15_fmri.ipynb #fc06b15c
 def _image(image):
@@ -25,18 +27,21 @@ def _image(image):
     except (ValueError, ImageFileError, EOFError, OSError) as e: raise ValueError(f'{image} cannot be read as a brain image: {e}') from e
 
 def region_mask(
-    mask, # Mask or atlas, an image or its path, 3-D
+    mask, # Mask or atlas, an image or its path, 3-D; or nilearn's SurfaceImage
     label: int=None, # Value of the region in an atlas; None for a mask, in which all that is not 0 belongs to the region
-): # nibabel image of zeros and ones; ValueError where no voxel is in the region
-    "The voxels of a region."
+): # Image of zeros and ones, of the same kind; ValueError where no voxel is in the region
+    "The voxels, or vertices, of a region."
     from nilearn.image import new_img_like
-    image = _image(mask)
-    values = np.asanyarray(image.dataobj)
-    if values.ndim != 3: raise ValueError(f'a mask is a 3-D image, got shape {values.shape}')
-    member = values != 0 if label is None else values == label
+    surface = hasattr(mask, 'mesh')
+    image = mask if surface else _image(mask)
+    values = np.concatenate([o.ravel() for o in image.data.parts.values()]) if surface else np.asanyarray(image.dataobj)
+    if not surface and values.ndim != 3: raise ValueError(f'a mask is a 3-D image, got shape {values.shape}')
+    inside = lambda x: x != 0 if label is None else x == label
+    member = inside(values)
     if not member.any():
         known = np.unique(values[values != 0])[:10].tolist()
-        raise ValueError(f'no voxel of the mask {"is different from 0" if label is None else f"has the label {label}; its labels begin with {known}"}')
+        raise ValueError(f'no {"vertex" if surface else "voxel"} of the mask {"is different from 0" if label is None else f"has the label {label}; its labels begin with {known}"}')
+    if surface: return type(image)(image.mesh, {side: inside(o.ravel()) for side, o in image.data.parts.items()})
     return new_img_like(image, member.astype(np.int8))
 
 def _same_grid(image, mask):
@@ -49,28 +54,46 @@ def _voxel_size(image): return np.linalg.norm(image.affine[:3, :3], axis=0).roun
 
 def voxel_table(
     mask, # As from `region_mask`
-) -> pd.DataFrame: # One row for each voxel of the region: i, j, k (indices) and x, y, z (mm), in the order of nilearn's maskers
-    "Where each voxel is."
+) -> pd.DataFrame: # One row for each voxel of the region: i, j, k (indices) and x, y, z (mm), in the order of nilearn's maskers; of a surface hemisphere, vertex, x, y, z
+    "Where each voxel, or vertex, is."
     from nibabel.affines import apply_affine
+    if hasattr(mask, 'mesh'):
+        return pd.concat([pd.DataFrame(dict(hemisphere=side, vertex=(at := np.flatnonzero(o)))).join(pd.DataFrame(np.asarray(mask.mesh.parts[side].coordinates)[at], columns=list('xyz')))
+                          for side, o in mask.data.parts.items()], ignore_index=True)
     index = np.argwhere(np.asanyarray(mask.dataobj) > 0)
     return pd.DataFrame(index, columns=list('ijk')).join(pd.DataFrame(apply_affine(mask.affine, index), columns=list('xyz')))
 
+# %% ../nbs/15_fmri.ipynb #11576930
+def _vertex_values(image, mask):
+    "Rows (n_maps, n_vertices of the region) of a SurfaceImage, or of {'left': data or path, 'right': ...}."
+    from nilearn.surface import PolyData
+    try: data = image.data if hasattr(image, 'mesh') else PolyData(**image)
+    except (ValueError, TypeError, OSError, KeyError) as e: raise ValueError(f'{image} cannot be read as data of a surface: {e}') from e
+    sizes = [{side: len(o) for side, o in held.parts.items()} for held in (data, mask.data)]
+    if sizes[0] != sizes[1]: raise ValueError(f'images with {sizes[0]} vertices and mask with {sizes[1]} lie on different meshes')
+    return np.hstack([np.atleast_2d(data.parts[side].T)[:, inside] for side, inside in mask.data.parts.items()])
+
+def _region_values(images, mask):
+    "Rows (n_volumes, n_voxels of the region); ValueError for another grid or mesh."
+    from nilearn.masking import apply_mask
+    images = [images] if isinstance(images, (str, Path, dict)) or hasattr(images, 'affine') or hasattr(images, 'mesh') else images
+    if hasattr(mask, 'mesh'): return np.vstack([_vertex_values(o, mask) for o in images])
+    volumes = [_image(o) for o in images]
+    for o in volumes: _same_grid(o, mask)
+    return np.vstack([np.atleast_2d(apply_mask(o, mask, ensure_finite=False)) for o in volumes])
+
 def image_responses(
-    images, # One volume for each response: a 4-D image, or a list of 3-D ones, or paths of these
-    mask, # Mask or atlas on the same grid, image or path
+    images, # One volume for each response: a 4-D image, or a list of 3-D ones, or paths of these; or SurfaceImage, {'left': GIFTI file, 'right': ...}, a list of these
+    mask, # Mask or atlas on the same grid or mesh, image or path
     ids: list, # Stimulus of each volume; ids that recur are repeats
     label: int=None, # Value of the region, where `mask` is an atlas
     sessions: list=None, # Session or run of each volume
     **about, # Other fields of `Responses`: subject, region, units, ...
 ) -> Responses: # Voxels of the region as features; ValueError for other grids, unequal numbers, or volumes with NaN
     "Responses from brain images."
-    from nilearn.masking import apply_mask
-    mask, whole = region_mask(mask, label), isinstance(images, (str, Path)) or hasattr(images, 'affine')
-    volumes = [_image(images)] if whole else [_image(o) for o in images]
-    for o in volumes: _same_grid(o, mask)
-    n = sum(o.shape[3] if len(o.shape) == 4 else 1 for o in volumes)
-    if n != len(ids): raise ValueError(f'{n} volumes (first image of shape {volumes[0].shape}) and {len(ids)} stimulus ids: one for each')
-    values = np.vstack([np.atleast_2d(apply_mask(o, mask, ensure_finite=False)) for o in volumes])
+    mask = region_mask(mask, label)
+    values = _region_values(images, mask)
+    if len(values) != len(ids): raise ValueError(f'{len(values)} volumes and {len(ids)} stimulus ids: one for each')
     bad = np.flatnonzero(~np.isfinite(values).all(0))
     if len(bad): raise ValueError(f'{len(bad)} of {values.shape[1]} voxels of the region hold NaN or infinite values (first: {bad[:5].tolist()}): take them out of the mask')
     return gather_repeats(values, ids, sessions, features=voxel_table(mask), recorder=about.pop('recorder', 'fMRI'), **about)
@@ -80,13 +103,13 @@ def to_image(
     values, # One number for each voxel (n_voxels,), or several maps (n_maps, n_voxels)
     mask, # Mask or atlas that gave the voxels, image or path
     label: int=None, # Value of the region in an atlas
-): # nibabel image, 3-D or 4-D, 0 outside the region; ValueError where the number of voxels is another
+): # nibabel image, 3-D or 4-D, or SurfaceImage, 0 outside the region; ValueError where the number of voxels is another
     "A brain image from voxel values."
-    from nilearn.maskers import NiftiMasker
+    from nilearn.maskers import NiftiMasker, SurfaceMasker
     mask, values = region_mask(mask, label), np.asarray(values, dtype=np.float32)
-    n = int((np.asanyarray(mask.dataobj) > 0).sum())
+    n = len(voxel_table(mask))
     if values.ndim not in (1, 2) or values.shape[-1] != n: raise ValueError(f'the region has {n} voxels, got values of shape {values.shape}')
-    return NiftiMasker(mask, standardize=None).fit().inverse_transform(values)
+    return (SurfaceMasker if hasattr(mask, 'mesh') else NiftiMasker)(mask, standardize=None).fit().inverse_transform(values)
 
 # %% ../nbs/15_fmri.ipynb #e707ce21
 def _trial_designs(frame_times, events, method, **design):
@@ -106,6 +129,7 @@ def trial_betas(
     t_r: float, # Seconds from scan to scan
     method: str='lss', # 'lss' (a model for each trial) or 'lsa' (one model for all)
     confounds=None, # Nuisance regressors, (n_scans, n_confounds)
+    start: float=0., # Seconds from the zero of the onsets to the moment that the first scan stands for
     **design, # For nilearn's `make_first_level_design_matrix`: hrf_model, drift_model, high_pass, ...
 ) -> np.ndarray: # Estimates (n_trials, n_voxels), in the units of the series; ValueError for events outside the run, or more trials than scans can tell apart
     "One response for each trial, by least squares."
@@ -117,8 +141,8 @@ def trial_betas(
     if late.any(): raise ValueError(f'{late.sum()} of {len(events)} onsets lie outside the run of {len(y)} scans, {len(y)*t_r:g} s; are they in seconds?')
     if not np.isfinite(y).all(): raise ValueError(f'the series of shape {y.shape} holds NaN or infinite values')
     design = dict(add_regs=None if confounds is None else np.asarray(confounds, dtype=float), **design)
-    found = []
-    for matrix, names in _trial_designs(np.arange(len(y))*t_r, events[['onset', 'duration']].reset_index(drop=True), method, **design):
+    found, shown = [], events[['onset', 'duration']].reset_index(drop=True) - [start, 0]
+    for matrix, names in _trial_designs(np.arange(len(y))*t_r, shown, method, **design):
         if np.linalg.matrix_rank(matrix) < matrix.shape[1]: raise ValueError(f'{matrix.shape[1]} regressors cannot be told apart in {len(y)} scans: fewer trials, fewer confounds, or method="lss"')
         found.append(np.linalg.lstsq(matrix.to_numpy(), y, rcond=None)[0][matrix.columns.get_indexer(names)])
     return np.vstack(found)
