@@ -46,6 +46,7 @@ def _run_parser(sub):
     p.add_argument('--dataset', default='digits', help='stimuli and responses: digits (embedded, the default), macaque-v4, objects92')
     p.add_argument('--session', help='session of macaque-v4')
     p.add_argument('--region', help='region of objects92')
+    p.add_argument('--option', action='append', default=[], metavar='NAME=VALUE', help='another option of the data set, as subject=subj02; may be repeated')
     for option, name, kind, text in _RUN_OPTIONS: p.add_argument(option, dest=name, type=kind, help=text, metavar=option[2:].replace('-', '_').upper())
     p.add_argument('--out', help='directory of the run; runs/DATASET by default. An interrupted run goes on where it stopped')
     p.add_argument('--data-dir', help='folder of your data sets (or the environment variable PROTOALIGN_DATA)')
@@ -58,7 +59,10 @@ def _parser():
     p = sub.add_parser('report', help='draw the figures and the page of a run again')
     p.add_argument('dir')
     p.add_argument('--data-dir', help='folder of your data sets, for the gallery')
-    sub.add_parser('datasets', help='list the data sets and where they come from')
+    p = sub.add_parser('datasets', help='list the data sets, whether they are here, and fetch those that may be fetched')
+    p.add_argument('name', nargs='?', help='tell all about one data set')
+    p.add_argument('--fetch', action='store_true', help='download its files; an interrupted download goes on where it stopped')
+    p.add_argument('--data-dir', help='folder of your data sets (or the environment variable PROTOALIGN_DATA)')
     p = sub.add_parser('prototypes', help='prototypes of two matrices (.npy), saved as a library')
     for side in ('activations', 'responses'): p.add_argument(side, help=f'{side}, .npy, stimuli in rows')
     p.add_argument('--K', type=int, default=20, help='number of prototypes')
@@ -81,9 +85,16 @@ def run_config(
     config = PRESETS.get(args.dataset, Config(dataset=args.dataset))
     told = {name: getattr(args, name) for _, name, _, _ in _RUN_OPTIONS if getattr(args, name) is not None}
     settings = {name.removeprefix('settings.'): v for name, v in told.items() if name.startswith('settings.')}
-    options = {k: v for k in ('session', 'region') if (v := getattr(args, k)) is not None}
+    options = {k: v for k in ('session', 'region') if (v := getattr(args, k)) is not None} | dict(_option(o) for o in args.option)
     return replace(config, options={**config.options, **options}, settings=replace(config.settings, **settings),
                    **{name: v for name, v in told.items() if not name.startswith('settings.')})
+
+def _option(text):
+    "Name and value of an option: a number, true, false or null as in JSON, or else the text itself."
+    name, equals, value = text.partition('=')
+    if not (name and equals): raise ValueError(f'--option needs NAME=VALUE, got {text!r}')
+    try: return name, json.loads(value)
+    except json.JSONDecodeError: return name, value
 
 def _auto_jobs(n_cells):
     import torch
@@ -106,10 +117,28 @@ def _report(args):
     from protoalign.report import make_report
     print(f'Report: {make_report(args.dir, args.data_dir).resolve()}')
 
+_SOURCE = '{name}\n  present: {present}; {size}; fetch: {fetch}\n  supports: {supports}\n  licence: {licence}\n  cite: {citation}'
+
 def _datasets(args):
-    from protoalign.datasets import SOURCES, list_datasets
-    print('Known to load():', ', '.join(list_datasets()), '\n\nFolders that you can hold:')
-    for name, (what, where, licence, citation) in SOURCES.items(): print(f'  {name}: {what}\n    from {where}\n    licence: {licence}\n    cite: {citation}')
+    from protoalign.sources import fetch, find_source, list_sources, presence
+    if args.fetch:
+        if args.name is None: raise ValueError('say which data set to fetch: protoalign datasets NAME --fetch')
+        print(f'{fetch(args.name, args.data_dir)}: {find_source(args.name).what}')
+    elif args.name is None:
+        for row in list_sources(args.data_dir).to_dict('records'): print(_SOURCE.format(**row, size=_megabytes(row['MB'])))
+        print('protoalign datasets NAME tells more of one.')
+    else: _describe(find_source(args.name), presence(find_source(args.name), args.data_dir))
+
+def _megabytes(mb): return f'{mb/1000:.0f} GB' if mb >= 1000 else f'{mb:.0f} MB'
+
+def _describe(source, present):
+    from protoalign.datasets import dataset_options, list_datasets
+    from protoalign.sources import what_to_get
+    name = source.name.replace('_', '-')
+    options = ', '.join(dataset_options(name)) or 'none' if name in list_datasets() else 'not a set for load()'
+    facts = dict(present=present, size=_megabytes(source.megabytes), supports=source.supports, files=source.what, source=source.where, licence=source.licence, cite=source.citation, options=options)
+    print(name, *(f'  {k}: {v}' for k, v in facts.items()), sep='\n')
+    if present != 'built in': print(what_to_get(source))
 
 def _matrix(path, recorded=False):
     "A matrix from a .npy file; ValueError names the file."

@@ -273,24 +273,37 @@ class Split(NamedTuple):
 def split_stimuli(
     groups: list, # Content group of each stimulus (its id, where every stimulus is a group of its own)
     seed: int=0, # Reshuffles training and validation; the test set never moves
-    test: float=.2, # Share of groups for testing, in [0, 1)
+    test=.2, # Share of groups for testing, in [0, 1); or the row numbers of a test set that is given
     val: float=.2, # Share of the remaining groups for validation, in [0, 1)
     labels: list=None, # Class of each stimulus, to keep the shares within each class; None to let them fall as they fall
-) -> Split: # Row numbers; ValueError where a part would be empty, or a group has two labels
+) -> Split: # Row numbers; ValueError where a part would be empty, a group has two labels, or a given test set shares a group with other rows
     "Split stimuli by content group, with one test set for all seeds."
     groups = np.asarray(groups, dtype=str)
     strata, rng = _strata(groups, labels), np.random.default_rng(seed)
+    in_test = _given_test(groups, test) if np.ndim(test) else lambda stratum: _hashed_test(stratum, test, labels is not None)
     for_test, for_val = [], []
     for stratum in strata:
-        fractions = np.array([hash_fraction(g) for g in stratum])
-        is_test = fractions < test if labels is None else fractions.argsort().argsort() < round(test*len(stratum))
+        is_test = in_test(stratum)
         rest = stratum[~is_test]
         for_test, for_val = [*for_test, *stratum[is_test]], [*for_val, *rng.permutation(rest)[:round(val*len(rest))]]
     is_test, is_val = (np.isin(groups, np.array(o, dtype=str)) for o in (for_test, for_val))
     parts = Split(*(np.flatnonzero(o) for o in (~is_test & ~is_val, is_val, is_test)))
-    for name, share, rows in zip(parts._fields, (1, val, test), parts):
-        if share and not len(rows): raise ValueError(f'{len(groups)} stimuli in {len(set(groups))} groups leave none for {name}')
+    for name, wanted, rows in zip(parts._fields, (True, val > 0, np.ndim(test) or test > 0), parts):
+        if wanted and not len(rows): raise ValueError(f'{len(groups)} stimuli in {len(set(groups))} groups leave none for {name}')
     return parts
+
+def _hashed_test(stratum, share, exact):
+    "Which groups the hash puts into the test set: those below `share`, or exactly that share of them."
+    fractions = np.array([hash_fraction(g) for g in stratum])
+    return fractions.argsort().argsort() < round(share*len(stratum)) if exact else fractions < share
+
+def _given_test(groups, rows):
+    "Which groups the given rows are; they must be whole groups."
+    rows = np.unique(np.asarray(rows, int))
+    inside = np.isin(np.arange(len(groups)), rows)
+    both = np.intersect1d(groups[inside], groups[~inside])
+    if len(both): raise ValueError(f'{len(both)} groups are inside and outside of the given test set of {len(rows)} stimuli, the first: {both[:3].tolist()}')
+    return lambda stratum: np.isin(stratum, groups[inside])
 
 def _strata(groups, labels):
     "Different groups, sorted; one array for each class."

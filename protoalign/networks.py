@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .datasets import data_folder
+from .sources import data_folder
 
 # %% ../nbs/14_networks.ipynb #dc6864a4
 class ResidualBlock(nn.Module):

@@ -8,7 +8,7 @@ from conftest import ROOT, needs_data
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not p.name.startswith(('.', '_')) and '.ipynb_checkpoints' not in p.parts)
 ON_REAL_DATA = [p for p in NOTEBOOKS if '#| realdata' in p.read_text(encoding='utf-8')]
-REAL_DATA = 'macaque_v4', 'objects92', 'cifar10h', 'cifar_resnet_weights', 'esc10'
+REAL_DATA = 'macaque_v4', 'objects92', 'cifar10h', 'cifar_resnet_weights', 'esc10', 'natsound165', 'osie_gaze', 'digits69_fmri'
 
 
 def run_notebook(path, *flags):

@@ -57,7 +57,7 @@ def test_objects92_regions_differ():
 
 
 def test_missing_folders_are_said(tmp_path):
-    from protoalign.datasets import SOURCES, data_folder
-    for name, (_, where, licence, _) in SOURCES.items():
-        with pytest.raises(FileNotFoundError) as e: data_folder(name, tmp_path)
-        assert where in str(e.value) and licence in str(e.value)
+    from protoalign.sources import SOURCES, data_folder
+    for name, source in SOURCES.items():
+        with pytest.raises(FileNotFoundError) as e: data_folder(name, tmp_path, ('no such file',))
+        assert source.where in str(e.value) and source.licence in str(e.value)
