@@ -17,10 +17,10 @@ import pandas as pd
 from .data import Responses, gather_repeats
 from .fmri import region_mask, region_values, trial_betas, voxel_table
 
-# %% ../nbs/16_bids.ipynb #4a106ed6
+# %% ../nbs/16_bids.ipynb #03b1a351
 _RUN = 'ses', 'acq', 'dir', 'rec', 'run'
 
-def _plain(entities): return {k: v.lstrip('0') if v.isdigit() else v for k, v in entities.items()}
+def _plain(entities): return {k: str(v).lstrip('0') if str(v).isdigit() else v for k, v in entities.items()}
 
 def _entities(path): return dict(o.split('-', 1) for o in Path(path).name.split('_') if '-' in o)
 

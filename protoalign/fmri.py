@@ -8,6 +8,7 @@ Docs: https://protoalign.github.io/protoalign/fmri.html.md"""
 __all__ = ['region_mask', 'voxel_table', 'region_values', 'image_responses', 'to_image', 'trial_betas', 'haxby_responses']
 
 # %% ../nbs/15_fmri.ipynb #6f2ce18c
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def voxel_table(
     index = np.argwhere(np.asanyarray(mask.dataobj) > 0)
     return pd.DataFrame(index, columns=list('ijk')).join(pd.DataFrame(apply_affine(mask.affine, index), columns=list('xyz')))
 
-# %% ../nbs/15_fmri.ipynb #4bde4976
+# %% ../nbs/15_fmri.ipynb #7e5162d6
 def _vertex_values(image, mask):
     "Rows (n_maps, n_vertices of the region) of a SurfaceImage, or of {'left': data or path, 'right': ...}."
     from nilearn.surface import PolyData
@@ -83,7 +84,8 @@ def region_values(
     if hasattr(mask, 'mesh'): return np.vstack([_vertex_values(o, mask) for o in images])
     volumes = [_image(o) for o in images]
     for o in volumes: _same_grid(o, mask)
-    return np.vstack([np.atleast_2d(apply_mask(o, mask, ensure_finite=False)) for o in volumes])
+    try: return np.vstack([np.atleast_2d(apply_mask(o, mask, ensure_finite=False)) for o in volumes])
+    except (EOFError, OSError, zlib.error) as e: raise ValueError(f'{volumes[0].get_filename()}{" or one of those after it" if len(volumes) > 1 else ""} cannot be read: {e}. Is it whole?') from e
 
 def image_responses(
     images, # One volume for each response: a 4-D image, or a list of 3-D ones, or paths of these; or SurfaceImage, {'left': GIFTI file, 'right': ...}, a list of these
