@@ -103,7 +103,9 @@ def quality(
     "How reliable each feature is; ValueError without repeats."
     r = split_half(responses, n_splits, random_state)
     table = pd.DataFrame(dict(split_half=r, spearman_brown=spearman_brown(r))).join(noise_ceilings(responses))
-    return table if responses.features is None else table.join(responses.features.reset_index(drop=True), rsuffix='_feature')
+    if responses.features is None: return table
+    features = responses.features.reset_index(drop=True)
+    return table.join(features.rename(columns={c: f'{c}_feature' for c in features if c in table}))
 
 def plot_quality(
     table: pd.DataFrame, # As from `quality`

@@ -1,10 +1,14 @@
 "Files of a user: every kind comes in, every fault is said by name, nothing is unpickled."
 import pickle
+
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.io import savemat
 
 from protoalign.data import Responses
+from protoalign.fmri import image_responses
 from protoalign.files import load_responses, read_array, read_responses, write_responses
 
 KNOWN = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
@@ -25,6 +29,57 @@ IDS = [f's{i}' for i in range(20)]
 def test_faults_of_arrays(fault, match, tmp_path):
     fault(tmp_path/'x.npy')
     with pytest.raises(ValueError, match=match): read_responses(tmp_path/'x.npy', IDS)
+
+
+def _write(path):
+    "The known matrix in a file of the kind that the name says."
+    kind = path.name.split('.', 1)[1]
+    if kind == 'npy': np.save(path, KNOWN)
+    elif kind == 'npz': np.savez(path, x=KNOWN)
+    elif kind == 'mat': savemat(path, {'x': KNOWN})
+    elif kind == 'h5':
+        with pytest.importorskip('h5py').File(path, 'w') as f: f['x'] = KNOWN
+    elif kind == 'csv': pd.DataFrame(KNOWN, index=IDS).to_csv(path)
+    elif kind == 'nc':
+        xr = pytest.importorskip('xarray')
+        xr.DataArray(KNOWN, dims=('presentation', 'neuroid'), coords={'stimulus_id': ('presentation', IDS)}, name='x').to_netcdf(path, engine='h5netcdf')
+    elif kind.startswith('nii'): nib.save(nib.Nifti1Image(np.tile(KNOWN.T[:, :, None, None], (1, 1, 2, 20)), np.eye(4)), path)
+
+
+def _read(path):
+    if '.nii' in path.name: return image_responses(path, nib.Nifti1Image(np.ones((5, 20, 2), np.int8), np.eye(4)), IDS)
+    return read_responses(path, None if path.suffix in ('.csv', '.nc') else IDS)
+
+
+@pytest.mark.parametrize('kind', ['npy', 'npz', 'mat', 'h5', 'nc', 'nii', 'nii.gz'])
+@pytest.mark.parametrize('share', [0., .3, .95])
+def test_truncated(kind, share, tmp_path):
+    "The first part of a file of any kind is refused by name; the whole one is read."
+    whole = tmp_path/f'whole.{kind}'
+    _write(whole)
+    assert len(_read(whole)) == 20
+    cut = tmp_path/f'cut.{kind}'
+    cut.write_bytes(whole.read_bytes()[:int(share*whole.stat().st_size)])
+    with pytest.raises(ValueError, match=rf'cut\.{kind}'): _read(cut)
+
+
+@pytest.mark.parametrize('text, match', [
+    ('id,a,b\ns1,1,2\ns2,three,4\n', r"x\.csv: columns \['a'\] hold no numbers \(2 rows, 3 columns\)"),
+    ('id,a,b\ns1,1,2\ns2,,4\n', r'x\.csv: 1 of 4 values are missing \(shape \(2, 2\)\)'),
+    ('id,a,b\ns1,1,2\n,3,4\n', r'x\.csv: 1 rows have no stimulus id'),
+    ('id,a,b\ns1,1,inf\ns2,3,4\n', r'x\.csv: 1 of 4 values are infinite'),
+    ('id\ns1\n', r'x\.csv: columns \[\] hold no numbers'),
+    ('', r'x\.csv cannot be read \(0 bytes\)'),
+], ids=['mixed types', 'missing', 'no id', 'infinite', 'no features', 'empty'])
+def test_faults_of_tables(text, match, tmp_path):
+    (tmp_path/'x.csv').write_text(text)
+    with pytest.raises(ValueError, match=match): read_responses(tmp_path/'x.csv')
+
+
+def test_ids_that_recur_are_repeats_in_a_table(tmp_path):
+    (tmp_path/'x.csv').write_text('id,a\nb,1\na,2\nb,3\n')
+    read = read_responses(tmp_path/'x.csv')
+    assert read.ids == ('b', 'a') and read.values.shape == (2, 2, 1) and read.values[0, :, 0].tolist() == [1, 3] and np.isnan(read.values[1, 1, 0])
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -163,3 +163,14 @@ def test_copies_at_hand_have_the_checksums():
                 n += 1
                 assert hashlib.sha256((root/s.name/name).read_bytes()).hexdigest() == sha, name
     assert n >= 20 and (list_sources().set_index('name').present[['macaque-v4', 'objects92']] == 'yes').all()
+
+
+@pytest.mark.skipif(not os.path.isdir('/usr/share/datasets/fashion-mnist'), reason='the Debian package dataset-fashion-mnist is not installed')
+def test_fashion_mnist_of_debian(tmp_path, monkeypatch):
+    "The package's folder is found without being named; published sizes and balance."
+    import numpy as np
+    from protoalign.datasets import load
+    monkeypatch.setenv('PROTOALIGN_DATA', str(tmp_path))
+    test = load('fashion-mnist')
+    assert test.stimuli.shape == (10_000, 28, 28) and (np.bincount(test.labels) == 1000).all()
+    assert load('fashion-mnist', part='train').stimuli.shape == (60_000, 28, 28)
