@@ -150,7 +150,7 @@ def evoked_responses(
     stacked = mne.EpochsArray(np.stack([o.data for o in evokeds]), first.info, tmin=first.times[0], baseline=None, proj=False, verbose='error')
     return epochs_responses(stacked, ids, **options)
 
-# %% ../nbs/17_meeg.ipynb #91056ebc
+# %% ../nbs/17_meeg.ipynb #ec36dbd4
 def _sensor_grid(responses):
     "Values as (n_stimuli, n_repeats, n_sensors, n_windows); ValueError where the features are no such grid."
     table = responses.features
@@ -164,7 +164,7 @@ def noise_whitener(
     responses: Responses, # Recording with repeats, features sensor × window as from `epochs_responses`
     train_ids: list=None, # Stimuli that may tell what the noise is; all if None, which is right only where nothing is held out
 ) -> np.ndarray: # (n_sensors, n_sensors), to multiply patterns from the right; ValueError without repeats, or for a sensor without noise
-    "Inverse square root of the noise covariance over sensors (Guggenmos et al. 2018, method 'epoch'), from residuals over repeats."
+    "Inverse square root of the noise covariance over sensors (after Guggenmos et al. 2018), from residuals over repeats."
     from sklearn.covariance import ledoit_wolf
     x = _sensor_grid(responses if train_ids is None else select(responses, train_ids))
     valid = ~np.isnan(x).any((2, 3))
