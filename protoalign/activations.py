@@ -253,7 +253,7 @@ def extract(
     half: bool=False, # Half precision inside the network
     dtype: str='float32', # Of the results; 'float16' halves them
     max_gb: float=4., # Without store, the most that results may take, in 10⁹ bytes
-    **pooling, # Other arguments of `pool`: `how`, `tokens`, `prefix_tokens`, `channels_last`
+    **pooling, # Other arguments of `pool`: `how`, `tokens`, and those of `layers.axes_of` where the model tells them wrong
 ) -> dict: # {layer: (n_stimuli, n_features) array}, memory-mapped and read-only with store; ValueError names layer, rows, sizes and cure
     "Pooled activations of named layers, in evaluation mode and without gradient."
     names, stimuli = find_layers(model, layers), StimulusBatches(images, model, transform, batch_size)

@@ -37,12 +37,13 @@ def get_layer(
 
 # %% ../nbs/13_layers.ipynb #b79d0ecf
 def pool(
-    h: torch.Tensor, # Output of a layer: (batch, features), tokens (batch, tokens, features), or maps (batch, channels, height, width)
-    grid: int=1, # Maps are pooled within a grid × grid of cells, never more cells than the map has pixels
+    h: torch.Tensor, # Output of a layer: (batch, features), tokens (batch, tokens, features), courses (batch, channels, time), or maps (batch, channels, height, width)
+    grid: int=1, # Maps are pooled within a grid × grid of cells, courses within a grid of stretches, never more than there are pixels or samples
     how: str='mean', # 'mean', 'max', or 'flatten' to keep every place or token
     tokens: str='mean', # 'mean' over all tokens, 'cls' for the first alone, 'patches' for the mean of all but the first `prefix_tokens`
     prefix_tokens: int=1, # Tokens that stand before those of the patches: a class token, registers
     channels_last: bool=False, # Maps are (batch, height, width, channels)
+    courses: bool=False, # Three axes mean (batch, channels, time), as one-dimensional convolutions put out, and not tokens
 ) -> torch.Tensor: # (batch, n_features); ValueError for an output of another kind
     "One vector for each stimulus."
     if not torch.is_tensor(h): raise ValueError(f'need a layer that puts out one tensor, got {type(h).__name__}; choose a layer inside it, or one of its parts as "layer:key"')
@@ -50,8 +51,9 @@ def pool(
         raise ValueError(f"how is 'mean', 'max' or 'flatten', tokens is 'mean', 'cls' or 'patches'; got {how!r} and {tokens!r}")
     if h.ndim not in (2, 3, 4): raise ValueError(f'cannot pool an output of shape {tuple(h.shape)}: give (batch, features), tokens or maps')
     if h.ndim == 2: return h
-    if h.ndim == 3: return _pool_tokens(h, how, tokens, prefix_tokens)
-    if channels_last: h = h.permute(0, 3, 1, 2)
+    if h.ndim == 3 and not courses: return _pool_tokens(h, how, tokens, prefix_tokens)
+    if h.ndim == 3: h = h[:, :, None]
+    elif channels_last: h = h.permute(0, 3, 1, 2)
     if how == 'flatten': return h.flatten(1)
     pool2d = F.adaptive_max_pool2d if how == 'max' else F.adaptive_avg_pool2d
     return pool2d(h, [min(grid, n) for n in h.shape[2:]]).flatten(1)
@@ -78,17 +80,21 @@ def _part(output, name):
 def axes_of(
     model: nn.Module, # Any torch module
     layer: nn.Module=None, # One of its layers; a convolution puts channels first whatever the network does
-) -> dict: # `prefix_tokens` and `channels_last` for `pool`; 1 and False where the model does not tell
-    "What a model tells about its axes: timm's `num_prefix_tokens` and `output_fmt`, registers in a configuration of transformers."
+) -> dict: # `prefix_tokens`, `channels_last` and `courses` for `pool`; 1, False and False where the model does not tell
+    "What a model tells about its axes: timm's `num_prefix_tokens` and `output_fmt`, registers in a configuration of transformers, convolutions over time."
     registers = getattr(getattr(model, 'config', None), 'num_register_tokens', None) or 0
-    return dict(prefix_tokens=getattr(model, 'num_prefix_tokens', 1 + registers), channels_last=getattr(model, 'output_fmt', None) == 'NHWC' and not isinstance(layer, nn.Conv2d))
+    return dict(prefix_tokens=getattr(model, 'num_prefix_tokens', 1 + registers), channels_last=getattr(model, 'output_fmt', None) == 'NHWC' and not isinstance(layer, nn.Conv2d),
+                courses=isinstance(layer, _OVER_TIME) or _has(model, nn.Conv1d) and not _has(model, (nn.LayerNorm, nn.MultiheadAttention, nn.RNNBase)))
+
+_OVER_TIME = nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d
+def _has(model, kinds): return any(isinstance(m, kinds) for m in model.modules())
 
 @contextmanager
 def capture(
     model: nn.Module, # Any torch module
     layers: list, # Names of layers
     grid: int=1, # Pooling of maps, see `pool`
-    **pooling, # Other arguments of `pool`; `prefix_tokens` and `channels_last` are as the model tells where they are not given
+    **pooling, # Other arguments of `pool`; those of `axes_of` are as the model tells where they are not given
 ): # Yields a dictionary {layer: pooled output of its last forward pass}, filled as the model runs
     "Keep the pooled outputs of named layers, gradient included, for as long as the context lasts."
     kept, handles = {}, []
