@@ -45,17 +45,17 @@ def margins(
 
 def _members(squared): return np.arange(squared.shape[1]) == squared.argmin(1)[:, None]
 
-# %% ../nbs/35_sharedness.ipynb #a5df3314
+# %% ../nbs/35_sharedness.ipynb #bc046f49
 def pairs_right(
     members: np.ndarray, # Who is a member, by one judge after the other, bool (n_judges, n_stimuli, K)
     evidence: np.ndarray, # What somebody else says, a margin or its rank, for each judge (n_judges, n_stimuli, K)
-    orders: np.ndarray, # Rows of `members` under the null, (n_orders, n_stimuli), the true order first
+    orders: np.ndarray, # Rows of the judge's `members` under the null, (n_judges, n_orders, n_stimuli), the true order first
 ) -> np.ndarray: # Share of (member, other) pairs ranked right, pooled over judges, (n_orders, K); NaN where nobody has a member or nobody has another
     "Area under the ROC curve of each prototype, pooled over judges, for each order of the stimuli."
     ranks, inside = rankdata(evidence, axis=1), members.astype(float)
     count = inside.sum(1)
     pairs, least = (count*(inside.shape[1] - count)).sum(0), (count*(count + 1)/2).sum(0)
-    sums = np.stack([np.einsum('jnk,jnk->k', inside[:, o], ranks) for o in orders])
+    sums = sum(np.stack([(m[o]*r).sum(0) for o in order]) for m, r, order in zip(inside, ranks, orders))
     with np.errstate(invalid='ignore'): return np.where(pairs > 0, (sums - least)/pairs, np.nan)
 
 # %% ../nbs/35_sharedness.ipynb #15475517
@@ -68,13 +68,13 @@ def permutation_p(
     found = (scores >= scores[0]).mean(0), (t.max(1)[:, None] >= t[0]).mean(0)
     return tuple(np.where(np.isfinite(scores[0]), p, np.nan) for p in found)
 
-# %% ../nbs/35_sharedness.ipynb #5675e8c4
+# %% ../nbs/35_sharedness.ipynb #7a9051c9
 def halves_of_a_side(
     x: np.ndarray, # Held-out patterns of the side in its own features, measured from the training mean, (n_stimuli, n_features), at least 2 features
     prototypes: np.ndarray, # Its prototypes there, (K, n_features)
     weight: float, # Of this side's squared distances in the joint distance
     others: np.ndarray, # Squared distances of the other side, weighted, (n_stimuli, K)
-    n_cuts: int=4, # Random cuts of the features
+    n_cuts: int=5, # Random cuts of the features
     random_state: int=0, # Of the cuts
 ): # Joint members bool and margins of the left-out half, both (2 n_cuts, n_stimuli, K), and the share of variance each prototype explains there (K,)
     "What features that took no part in the joint assignment know of it."
@@ -89,14 +89,18 @@ def halves_of_a_side(
             gain, total = gain + (members[-1]*(size[:, None] - d_left)).sum(0), total + size.sum()
     return np.stack(members), np.stack(evidence), gain/total
 
-# %% ../nbs/35_sharedness.ipynb #62fc64b1
+# %% ../nbs/35_sharedness.ipynb #3877e27a
 FLAGS = 'shared', 'network only', 'brain only', 'crossed', 'neither'
 
-def _tested(members, evidence, orders):
-    "Score, 95 % quantile of the null, p and corrected p of each prototype."
-    scores = pairs_right(members, evidence, orders)
-    with np.errstate(invalid='ignore'): null = np.quantile(scores, .95, axis=0)
-    return scores[0], null, *permutation_p(scores)
+def _both_ways(z, r, orders):
+    "Score under each order, from squared distances on both sides: each side's members, the other's margins, one pairing."
+    return pairs_right(np.stack([_members(z), _members(r)]), np.stack([margins(r), margins(z)]), np.stack([orders, orders.argsort(1)]))
+
+def _within(members, evidence, orders):
+    "Pooled score of the halves of a side, and twice the median of their corrected p values, (K,) each."
+    p = [permutation_p(pairs_right(m[None], e[None], orders[None]))[1] for m, e in zip(members, evidence)]
+    p = np.quantile(np.nan_to_num(p, nan=1.), .5, axis=0, method='higher')
+    return pairs_right(members, evidence, np.repeat(orders[None, :1], len(members), axis=0))[0], np.minimum(2*p, 1)
 
 def _flags(p_shared, p_sides, explained, alpha, min_part):
     "One of `FLAGS` for each prototype."
@@ -104,7 +108,7 @@ def _flags(p_shared, p_sides, explained, alpha, min_part):
     carried = [(p <= alpha) & (mine > 0) & (mine >= min_part*other) for p, mine, other in zip(p_sides, parts, parts[::-1])]
     return np.select([p_shared <= alpha, carried[0] & carried[1], *carried], ['shared', 'crossed', 'network only', 'brain only'], 'neither')
 
-# %% ../nbs/35_sharedness.ipynb #9109ee1e
+# %% ../nbs/35_sharedness.ipynb #9853ee4c
 def _checked(fitted, X, Y):
     "Held-out sides as matrices, measured from the training means."
     X, Y = paired(X, np.reshape(Y, (len(Y), -1)), min_stimuli=4)
@@ -130,13 +134,14 @@ def sharedness(
     (_, p, wz), (_, q, wr) = reduced_sides(fitted, X, Y).values()
     p, q, empty = p @ fitted.pca_dnn_.components_, q @ fitted.pca_brain_.components_, np.where(fitted.counts_ > 0, 0, np.inf)
     z, r = cdist(x, p, 'sqeuclidean') + empty, cdist(y, q, 'sqeuclidean') + empty
-    score, null, alone, corrected = _tested(np.stack([_members(z), _members(r)]), np.stack([margins(r), margins(z)]), orders)
+    scores = _both_ways(z, r, orders)
+    alone, corrected = permutation_p(scores)
     sides = [halves_of_a_side(*o, random_state=random_state) for o in ((x, p, wz, wr*r), (y, q, wr, wz*z))]
-    within = [_tested(m, e, orders) for m, e, _ in sides]
-    explained, p_sides = [s[2] for s in sides], [w[3] for w in within]
-    return pd.DataFrame(dict(prototype=np.arange(len(p)), n_network=_members(z).sum(0), n_brain=_members(r).sum(0), score=score, null_high=null, p=alone, p_corrected=corrected,
-                             explained_network=explained[0], explained_brain=explained[1], within_network=within[0][0], p_network=p_sides[0],
-                             within_brain=within[1][0], p_brain=p_sides[1], flag=_flags(corrected, p_sides, explained, alpha, min_part)))
+    (within_z, p_z), (within_r, p_r) = (_within(m, e, orders) for m, e, _ in sides)
+    explained = [s[2] for s in sides]
+    return pd.DataFrame(dict(prototype=np.arange(len(p)), n_network=_members(z).sum(0), n_brain=_members(r).sum(0), score=scores[0], null_high=np.quantile(scores, .95, axis=0), p=alone, p_corrected=corrected,
+                             explained_network=explained[0], explained_brain=explained[1], within_network=within_z, p_network=p_z,
+                             within_brain=within_r, p_brain=p_r, flag=_flags(corrected, (p_z, p_r), explained, alpha, min_part)))
 
 # %% ../nbs/35_sharedness.ipynb #c1723af7
 FLAG_LOOKS = {'shared': ('C2', 'o'), 'network only': ('C0', 's'), 'brain only': ('C1', 'D'), 'crossed': ('C4', 'X'), 'neither': ('0.6', 'v')}
