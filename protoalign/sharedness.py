@@ -143,12 +143,13 @@ def sharedness(
                              explained_network=explained[0], explained_brain=explained[1], within_network=within_z, p_network=p_z,
                              within_brain=within_r, p_brain=p_r, flag=_flags(corrected, (p_z, p_r), explained, alpha, min_part)))
 
-# %% ../nbs/35_sharedness.ipynb #c1723af7
+# %% ../nbs/35_sharedness.ipynb #198bb1fa
 FLAG_LOOKS = {'shared': ('C2', 'o'), 'network only': ('C0', 's'), 'brain only': ('C1', 'D'), 'crossed': ('C4', 'X'), 'neither': ('0.6', 'v')}
 
 def _plot_carriers(ax, table):
     for flag, (colour, marker) in FLAG_LOOKS.items():
         rows = table[table.flag == flag]
+        if not len(rows): continue
         ax.scatter(100*rows.explained_network, 100*rows.explained_brain, 30 + 300*(rows.score.fillna(.5) - .5).clip(lower=0), marker=marker,
                    color=colour, alpha=.8, lw=0, label=f'{flag}: {len(rows)}')
     ax.axhline(0, color='0.8', lw=1, zorder=0)

@@ -11,7 +11,7 @@ from conftest import ROOT
 from protoalign.choose_k import CRITERIA, best_k, choose_k, cross_modal_agreement, half_samples, match_prototypes, stimulus_permutations, subject_stability
 from protoalign.data import planted_world
 from protoalign.joint import JointPrototypes
-from protoalign.sharedness import FLAGS, margins, mixed_world, pairs_right, permutation_p, plot_sharedness, sharedness
+from protoalign.sharedness import FLAGS, _both_ways, margins, mixed_world, permutation_p, plot_sharedness, sharedness
 
 TRAIN, NEW = slice(0, 400), slice(400, 600)
 
@@ -34,7 +34,7 @@ def test_mixed_carriers_are_told_apart():
     "Over 12 worlds: every shared prototype is called shared, no single-sided one is, and most of those are called by their side."
     rows = []
     for seed in range(12):
-        x, y, *sees = mixed_world(noise=(1., 2.)[seed % 2], seed=seed)
+        x, y, *sees = mixed_world(noise=1., seed=seed)
         model = fitted(x, y)
         table = sharedness(model, x[NEW], y[NEW], n_permutations=200)
         rows += [(t, f) for t, f in zip(carriers(model, *sees), table.flag) if t]
@@ -42,7 +42,7 @@ def test_mixed_carriers_are_told_apart():
     table = pd.crosstab(rows.truth, rows.flag, normalize='index').reindex(columns=FLAGS, fill_value=0)
     assert table.loc['shared', 'shared'] > .95
     assert (table.loc[['network only', 'brain only'], 'shared'] < .1).all(), table
-    assert table.loc['network only', 'network only'] > .85 and table.loc['brain only', 'brain only'] > .85, table
+    assert table.loc['network only', 'network only'] > .8 and table.loc['brain only', 'brain only'] > .95, table
 
 
 def test_crossed_cells_are_not_called_shared():
@@ -54,17 +54,18 @@ def test_crossed_cells_are_not_called_shared():
 
 def test_p_values_are_uniform_and_families_are_held():
     "Noise on both sides; one shared null, so that both directions of the score must be permuted alike."
-    p, families = [], []
+    p, families, carried = [], [], []
     for seed in range(60):
         rng = np.random.default_rng(seed)
         x, y = rng.normal(size=(120, 8)), rng.normal(size=(120, 9))
         table = sharedness(JointPrototypes(4, n_init=1).fit(x[:60], y[:60]), x[60:], y[60:], n_permutations=199, random_state=seed)
+        carried += [(table[c] <= .05).any() for c in ('p_network', 'p_brain')]
         table = table.dropna(subset=['p'])
         p.append(table.p.iloc[0])
         families.append(table.p_corrected.min())
         assert (table.p_corrected >= table.p).all()
     assert kstest(p, 'uniform').pvalue > .01
-    assert np.mean(np.array(families) <= .05) <= .15
+    assert np.mean(np.array(families) <= .05) <= .15 and np.mean(carried) <= .05
 
 
 def test_the_committed_calibration_holds():
@@ -81,8 +82,8 @@ def test_score_and_null_against_all_permutations():
     rng = np.random.default_rng(0)
     z, r = rng.random(size=(2, 5, 2))
     orders = np.array(list(permutations(range(5))))
-    members = np.stack([z.argmin(1)[:, None] == np.arange(2), r.argmin(1)[:, None] == np.arange(2)])
-    scores = pairs_right(members, np.stack([margins(r), margins(z)]), np.stack([orders, orders.argsort(1)]))
+    members = z.argmin(1)[:, None] == np.arange(2), r.argmin(1)[:, None] == np.arange(2)
+    scores = _both_ways(z, r, orders)
     def pooled(o, k):
         pairs = [(members[0][o, k], margins(r)[:, k]), (members[1][:, k], margins(z)[o, k])]
         weights = [m.sum()*(5 - m.sum()) for m, _ in pairs]
@@ -92,6 +93,14 @@ def test_score_and_null_against_all_permutations():
     alone, corrected = permutation_p(scores)
     np.testing.assert_allclose(alone, [(scores[:, k] >= scores[0, k] - 1e-12).mean() for k in range(2)], atol=.01)
     assert (corrected >= alone).all()
+
+
+def test_correction_is_in_units_of_each_null():
+    "A small prototype with a wide null does not hide a large one with a narrow null."
+    scores = np.random.default_rng(0).normal(size=(1000, 2))*[1, .01]
+    scores[0] = 0, .05
+    alone, corrected = permutation_p(scores)
+    assert corrected[1] < .01 and alone[0] > .3 and corrected[0] > .5
 
 
 def test_units_rotation_and_order_do_not_matter():
@@ -121,11 +130,11 @@ def test_every_kind_of_fit(options):
 
 
 def test_empty_prototypes_are_neither():
-    "Fewer distinct stimuli than prototypes: those without members have no score, and are not shared."
+    "Fewer distinct stimuli than prototypes: those without members have no score, and are not shared, wherever new stimuli fall."
     x, y = np.repeat(np.random.default_rng(0).normal(size=(2, 3, 4)), 6, axis=1)
     with pytest.warns(match='distinct clusters'): model = JointPrototypes(5).fit(x, y)
     empty = model.counts_ == 0
-    table = sharedness(model, x, y, n_permutations=50)
+    table = sharedness(model, *(o.mean(0) + .1*np.random.default_rng(1).normal(size=(30, 4)) for o in (x, y)), n_permutations=50)
     assert empty.sum() == 2 and table.score[empty].isna().all() and table.p_corrected[empty].isna().all()
     assert (table.flag[empty] == 'neither').all() and (table.explained_network[empty] == 0).all()
 
