@@ -68,12 +68,12 @@ def permutation_p(
     found = (scores >= scores[0]).mean(0), (t.max(1)[:, None] >= t[0]).mean(0)
     return tuple(np.where(np.isfinite(scores[0]), p, np.nan) for p in found)
 
-# %% ../nbs/35_sharedness.ipynb #7a9051c9
+# %% ../nbs/35_sharedness.ipynb #68d54a0a
 def halves_of_a_side(
     x: np.ndarray, # Held-out patterns of the side in its own features, measured from the training mean, (n_stimuli, n_features), at least 2 features
     prototypes: np.ndarray, # Its prototypes there, (K, n_features)
     weight: float, # Of this side's squared distances in the joint distance
-    others: np.ndarray, # Squared distances of the other side, weighted, (n_stimuli, K)
+    others: np.ndarray, # Squared distances of the other side, weighted, (n_stimuli, K); infinite for a prototype without members
     n_cuts: int=5, # Random cuts of the features
     random_state: int=0, # Of the cuts
 ): # Joint members bool and margins of the left-out half, both (2 n_cuts, n_stimuli, K), and the share of variance each prototype explains there (K,)
@@ -84,7 +84,7 @@ def halves_of_a_side(
         for asked, left in ((order[:n//2], order[n//2:]), (order[n//2:], order[:n//2])):
             d_asked, d_left = (cdist(x[:, f], prototypes[:, f], 'sqeuclidean') for f in (asked, left))
             members.append(_members(weight*n/len(asked)*d_asked + others))
-            evidence.append(margins(d_left))
+            evidence.append(margins(np.where(np.isinf(others), np.inf, d_left)))
             size = (x[:, left]**2).sum(1)
             gain, total = gain + (members[-1]*(size[:, None] - d_left)).sum(0), total + size.sum()
     return np.stack(members), np.stack(evidence), gain/total
@@ -108,7 +108,7 @@ def _flags(p_shared, p_sides, explained, alpha, min_part):
     carried = [(p <= alpha) & (mine > 0) & (mine >= min_part*other) for p, mine, other in zip(p_sides, parts, parts[::-1])]
     return np.select([p_shared <= alpha, carried[0] & carried[1], *carried], ['shared', 'crossed', 'network only', 'brain only'], 'neither')
 
-# %% ../nbs/35_sharedness.ipynb #9853ee4c
+# %% ../nbs/35_sharedness.ipynb #b6496845
 def _checked(fitted, X, Y):
     "Held-out sides as matrices, measured from the training means."
     X, Y = paired(X, np.reshape(Y, (len(Y), -1)), min_stimuli=4)
@@ -133,13 +133,13 @@ def sharedness(
     orders = stimulus_permutations(len(x), n_permutations, groups, random_state)
     (_, p, wz), (_, q, wr) = reduced_sides(fitted, X, Y).values()
     p, q, empty = p @ fitted.pca_dnn_.components_, q @ fitted.pca_brain_.components_, np.where(fitted.counts_ > 0, 0, np.inf)
-    z, r = cdist(x, p, 'sqeuclidean') + empty, cdist(y, q, 'sqeuclidean') + empty
-    scores = _both_ways(z, r, orders)
+    z, r = cdist(x, p, 'sqeuclidean'), cdist(y, q, 'sqeuclidean')
+    scores = _both_ways(z + empty, r + empty, orders)
     alone, corrected = permutation_p(scores)
-    sides = [halves_of_a_side(*o, random_state=random_state) for o in ((x, p, wz, wr*r), (y, q, wr, wz*z))]
+    sides = [halves_of_a_side(*o, random_state=random_state) for o in ((x, p, wz, wr*r + empty), (y, q, wr, wz*z + empty))]
     (within_z, p_z), (within_r, p_r) = (_within(m, e, orders) for m, e, _ in sides)
     explained = [s[2] for s in sides]
-    return pd.DataFrame(dict(prototype=np.arange(len(p)), n_network=_members(z).sum(0), n_brain=_members(r).sum(0), score=scores[0], null_high=np.quantile(scores, .95, axis=0), p=alone, p_corrected=corrected,
+    return pd.DataFrame(dict(prototype=np.arange(len(p)), n_network=_members(z + empty).sum(0), n_brain=_members(r + empty).sum(0), score=scores[0], null_high=np.quantile(scores, .95, axis=0), p=alone, p_corrected=corrected,
                              explained_network=explained[0], explained_brain=explained[1], within_network=within_z, p_network=p_z,
                              within_brain=within_r, p_brain=p_r, flag=_flags(corrected, (p_z, p_r), explained, alpha, min_part)))
 

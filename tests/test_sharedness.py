@@ -131,12 +131,16 @@ def test_every_kind_of_fit(options):
 
 def test_empty_prototypes_are_neither():
     "Fewer distinct stimuli than prototypes: those without members have no score, and are not shared, wherever new stimuli fall."
-    x, y = np.repeat(np.random.default_rng(0).normal(size=(2, 3, 4)), 6, axis=1)
-    with pytest.warns(match='distinct clusters'): model = JointPrototypes(5).fit(x, y)
-    empty = model.counts_ == 0
-    table = sharedness(model, *(o.mean(0) + .1*np.random.default_rng(1).normal(size=(30, 4)) for o in (x, y)), n_permutations=50)
-    assert empty.sum() == 2 and table.score[empty].isna().all() and table.p_corrected[empty].isna().all()
-    assert (table.flag[empty] == 'neither').all() and (table.explained_network[empty] == 0).all()
+    x, y = np.repeat(np.random.default_rng(0).normal(size=(2, 2, 4)), 6, axis=1)
+    rng = np.random.default_rng(1)
+    new = [np.concatenate([o[::2], o.mean(0) + .1*rng.normal(size=(12, 4))]) for o in (x, y)] # half of them at the mean, where empty prototypes are
+    for weight in (0., .5, 1.):
+        with pytest.warns(match='distinct clusters'): model = JointPrototypes(5, brain_weight=weight).fit(x, y)
+        empty = model.counts_ == 0
+        table = sharedness(model, *new, n_permutations=50)
+        assert empty.sum() == 3 and (table.n_network[empty] == 0).all() and table.score[empty].isna().all() and table.p_corrected[empty].isna().all()
+        assert (table.flag[empty] == 'neither').all() and (table.explained_network[empty] == 0).all()
+        assert table.score[~empty].notna().any() and (table.within_network[~empty].dropna() >= 0).all()
 
 
 def test_permutations_keep_groups():
