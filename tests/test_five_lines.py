@@ -141,7 +141,8 @@ def test_five_lines(read, trials, images, model, tmp_path):
 def test_five_lines_of_nsd(tmp_path):
     "The same with files of NSD's layout: the network sees the pictures, the voxels answer to their colours; the shared pictures are the test set."
     pytest.importorskip('h5py')
-    from protoalign.nsd import make_nsd_files, nsd_images, nsd_responses, nsd_trials
+    from protoalign.nsd import nsd_images, nsd_responses, nsd_trials
+    from protoalign.nsd_simulated import make_nsd_files
     planted = make_nsd_files(tmp_path, n_sessions=3, n_trials=120, n_images=400)
     shown = nsd_trials(tmp_path, 1).drop_duplicates('id').set_index('id')
     recording = nsd_responses(tmp_path, 1, 'streams')

@@ -15,7 +15,8 @@ from conftest import ROOT
 from protoalign import nsd
 from protoalign.data import mean_repeats
 from protoalign.datasets import load
-from protoalign.nsd import BETAS, IMAGES, SPACE, STIM_INFO, make_nsd_files, nsd_images, nsd_mask, nsd_responses, nsd_stimuli, nsd_trials
+from protoalign.nsd_simulated import make_nsd_files
+from protoalign.nsd import BETAS, IMAGES, SPACE, STIM_INFO, nsd_images, nsd_mask, nsd_responses, nsd_stimuli, nsd_trials
 from protoalign.quality import noise_ceilings, zscore_sessions
 
 h5py = pytest.importorskip('h5py')
@@ -202,9 +203,9 @@ def test_unknown_sessions(whole, sessions):
 
 
 def test_subject_names():
-    assert nsd._subject(1) == nsd._subject('1') == nsd._subject('subj01') == 'subj01'
+    assert nsd.subject_name(1) == nsd.subject_name('1') == nsd.subject_name('subj01') == 'subj01'
     for wrong in ('sub-01', 9, 0, 'subj1'):
-        with pytest.raises(ValueError, match='known: subj01'): nsd._subject(wrong)
+        with pytest.raises(ValueError, match='known: subj01'): nsd.subject_name(wrong)
 
 
 def cut(path, share): path.write_bytes(path.read_bytes()[:int(path.stat().st_size*share)])
