@@ -48,14 +48,14 @@ def write_nifti(path, session):
 def make_tree(root):
     "Tables of a design of 40 sessions with 10,000 images three times each, a mask of 15,000 voxels, and the two sessions of each kind."
     import nibabel as nib
-    from protoalign import nsd
-    design, shared = nsd._made_design('subj01', 40, N_TRIALS, 1000, 73_000, 0)
-    nsd._made_tables(root, 'subj01', design, shared, 73_000, 0)
+    from protoalign import nsd, nsd_simulated
+    design, shared = nsd_simulated._made_design('subj01', 40, N_TRIALS, 1000, 73_000, 0)
+    nsd_simulated._made_tables(root, 'subj01', design, shared, 73_000, 0)
     index = np.indices(SHAPE).reshape(3, -1).T
     distance = (((index - [40, 25, 40])/[30, 16, 20])**2).sum(1)
     mask = np.full(len(index), -1, np.int16)
     mask[np.argsort(distance, kind='stable')[:N_VOXELS]] = 1
-    nib.save(nib.Nifti1Image(mask.reshape(SHAPE), np.diag([1.8, 1.8, 1.8, 1])), nsd._made_path(root, 'nsddata/ppdata/subj01/func1pt8mm/roi/nsdgeneral.nii.gz'))
+    nib.save(nib.Nifti1Image(mask.reshape(SHAPE), np.diag([1.8, 1.8, 1.8, 1])), nsd_simulated._made_path(root, 'nsddata/ppdata/subj01/func1pt8mm/roi/nsdgeneral.nii.gz'))
 
 
 def lay(root, kind, write):
