@@ -1,0 +1,221 @@
+"Libraries that travel, are compared, named and looked at: what their pages cannot show."
+import base64, functools, hashlib, http.server, json, shutil, subprocess, threading
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import needs_data
+from protoalign.joint import JointPrototypes
+from protoalign.library import FORMAT_VERSION, PrototypeLibrary, data_hash, make_library, weights_hash
+
+
+@functools.cache
+def world(n=300, k=6, seed=0, **options):
+    "Activations and responses of k planted groups, and the fitted estimator."
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, k, n)
+    x, y = (rng.standard_normal((k, d))[group] + s*rng.standard_normal((n, d)) for d, s in ((12, .4), (9, .4)))
+    return x, y, group, JointPrototypes(n_prototypes=k, **options).fit(x, y)
+
+
+def library(ids=None, **provenance):
+    x, y, _, joint = world()
+    return make_library(joint, [f's{i}' for i in range(len(x))] if ids is None else ids, **provenance)
+
+
+# Assigning new stimuli
+
+@pytest.mark.parametrize('options', [dict(), dict(joint='pca', n_components_joint=5), dict(joint='cca', n_components_joint=4), dict(brain_weight=.9),
+                                     dict(balance='singular'), dict(back_projection='inverse', joint='pca', n_components_joint=3), dict(n_components_dnn=3, n_components_brain=4)], ids=str)
+def test_a_loaded_library_assigns_like_the_estimator(options, tmp_path):
+    x, y, _, joint = world(**options)
+    lib = PrototypeLibrary.load(make_library(joint, range(len(x))).save(tmp_path/'lib'))
+    rng = np.random.default_rng(1)
+    new_x, new_y = x + .5*rng.standard_normal(x.shape), y + .5*rng.standard_normal(y.shape)
+    for way in ((new_x, new_y), (new_x, None), (None, new_y)): assert (lib.predict(*way) == joint.predict(*way)).all()
+    assert (lib.predict(x, y) == lib.assign).mean() > .99
+    assert np.allclose(np.linalg.norm(lib.joint_vectors(x, y) - lib.centroids[lib.assign], axis=1), lib.distance, atol=1e-4)
+
+
+def test_predict_says_what_is_wrong():
+    x, y, _, _ = world()
+    lib = library()
+    with pytest.raises(ValueError, match='give activations X, responses Y, or both'): lib.predict()
+    with pytest.raises(ValueError, match='same stimuli'): lib.predict(x, y[:-1])
+    with pytest.raises(ValueError, match='NaN'): lib.predict(np.full_like(x, np.nan))
+    with pytest.raises(ValueError, match=r'responses Y: got shape \(300, 12\)'): lib.predict(x, x)
+
+
+# Files
+
+def rewritten(path, out, header=None, arrays=None, drop=()):
+    "The library file at `path` with a changed header and changed arrays."
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+    with safe_open(path, 'numpy') as f: held, tensors = json.loads(f.metadata()['protoalign']), {k: f.get_tensor(k) for k in f.keys()}
+    tensors = {k: v for k, v in {**tensors, **(arrays or {})}.items() if k not in drop}
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, out, metadata={'protoalign': header if isinstance(header, str) else json.dumps({**held, **(header or {})})})
+    return out
+
+
+def test_files_of_format_1_open(tmp_path):
+    "Written as protoalign 0.1 wrote them: nine arrays, no joint map, no sources of names."
+    from safetensors.numpy import save_file
+    rng, k, n = np.random.default_rng(0), 3, 20
+    arrays = dict(p_z=rng.standard_normal((k, 4)), p_r=rng.standard_normal((k, 5)), distance=rng.random(n), weights=np.ones(k), mean_z=np.zeros(8),
+                  components_z=np.linalg.qr(rng.standard_normal((8, 4)))[0].T, mean_r=np.zeros(9), components_r=np.linalg.qr(rng.standard_normal((9, 5)))[0].T)
+    arrays = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in arrays.items()} | {'assign': rng.permutation(np.arange(n) % k)}
+    header = dict(format='protoalign.PrototypeLibrary', version=1, ids=[f'a{i}' for i in range(n)], names=['x', 'y', 'z'], provenance={'K': 3})
+    save_file(arrays, tmp_path/'old', metadata={'protoalign': json.dumps(header)})
+    lib = PrototypeLibrary.load(tmp_path/'old')
+    assert lib.names == ('x', 'y', 'z') and lib.named_by == ('', '', '') and lib.centroids is lib.joint_map is lib.scales is None
+    assert lib.predict(X=lib.p_z @ lib.components_z).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match='format 1'): lib.predict(np.zeros((2, 8)), np.zeros((2, 9)))
+    assert lib.renumber([2, 0, 1]).names == ('y', 'z', 'x')
+    again = PrototypeLibrary.load(lib.save(tmp_path/'new'))
+    assert again.centroids is None and (again.assign == lib.assign).all() and again.describe()['prototypes'] == '3'
+
+
+DAMAGE = {
+    'future version': dict(header=dict(version=FORMAT_VERSION + 1)), 'no version': dict(header=dict(version=None)), 'true as version': dict(header=dict(version=True)),
+    'version 1 with arrays of 2': dict(header=dict(version=1)), 'ids are numbers': dict(header=dict(ids=list(range(300)))), 'ids nest': dict(header=dict(ids=[['a']]*300)),
+    'named_by is short': dict(header=dict(named_by=['x'])), 'names are a text': dict(header=dict(names='abcdef')), 'other format': dict(header=dict(format='pickle')),
+    'deep header': dict(header='['*100_000), 'header is a list': dict(header='[]'), 'header is no JSON': dict(header='{"format":'),
+    'centroids too narrow': dict(arrays=dict(centroids=np.zeros((6, 2), np.float32))), 'centroids NaN': dict(arrays=dict(centroids=np.full((6, 21), np.nan, np.float32))),
+    'three scales': dict(arrays=dict(scales=np.ones(3, np.float32))), 'map of three axes': dict(arrays=dict(joint_map=np.ones((21, 21, 1), np.float32))),
+    'no scales': dict(drop=['scales']), 'no prototypes': dict(drop=['p_z']), 'p_z is a number': dict(arrays=dict(p_z=np.float32(1))), 'p_z is a vector': dict(arrays=dict(p_z=np.ones(6, np.float32))),
+    'an array more': dict(arrays=dict(payload=np.zeros(3, np.uint8))), 'huge unsigned assignments': dict(arrays=dict(assign=np.full(300, 2**64 - 1, np.uint64))),
+    'bool weights': dict(arrays=dict(weights=np.ones(6, bool))), 'float assignments': dict(arrays=dict(assign=np.zeros(300)))}
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_damaged_and_hostile_files_are_refused(damage, tmp_path):
+    path = library().save(tmp_path/'whole')
+    assert PrototypeLibrary.load(rewritten(path, tmp_path/'copy')).names == library().names
+    with pytest.raises(ValueError) as said: PrototypeLibrary.load(rewritten(path, tmp_path/'bad', **DAMAGE[damage]))
+    assert 'bad' in str(said.value)
+
+
+def test_every_cut_is_refused(tmp_path):
+    whole = library().save(tmp_path/'whole').read_bytes()
+    for length in np.linspace(0, len(whole) - 1, 40).astype(int):
+        (tmp_path/'cut').write_bytes(whole[:length])
+        with pytest.raises(ValueError, match='cut is not a prototype library'): PrototypeLibrary.load(tmp_path/'cut')
+    with pytest.raises(FileNotFoundError, match='nowhere'): PrototypeLibrary.load(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='library.safetensors'): PrototypeLibrary.load(tmp_path)
+
+
+def test_the_same_fit_gives_the_same_bytes(tmp_path):
+    x, y, _, _ = world()
+    files = [make_library(JointPrototypes(6).fit(x, y), range(300), data=(x, y)).save(tmp_path/f'{i}').read_bytes() for i in range(2)]
+    assert files[0] == files[1]
+
+
+def test_folder_has_a_header_and_a_card(tmp_path):
+    lib = library(dataset='a | b', licence='CC BY 4.0', citation='Someone 2020')
+    lib.save(tmp_path)
+    header, card = json.loads((tmp_path/'library.json').read_text()), (tmp_path/'README.md').read_text()
+    assert header['ids'] == list(lib.ids) and header['version'] == FORMAT_VERSION
+    assert card.startswith('---\n') and 'CC BY 4.0' in card and 'No stimuli are included' in card and 'a \\| b' in card
+    with pytest.raises(ValueError, match='JSON cannot'): library(odd=np.zeros(2)).save(tmp_path/'x')
+    assert not (tmp_path/'x').exists()
+
+
+def test_provenance_and_hashes():
+    torch = pytest.importorskip('torch')
+    x, y, _, _ = world()
+    net = torch.nn.Sequential(torch.nn.Linear(12, 4), torch.nn.BatchNorm1d(4))
+    lib = library(network=net, data=(x, y), subject='one')
+    said = lib.provenance
+    assert said['weights_hash'] == weights_hash(net.state_dict()) == weights_hash({k: v.numpy() for k, v in net.state_dict().items()})
+    assert said['data_hash'] == data_hash(lib.ids, x, y) != data_hash(lib.ids[::-1], x, y)
+    assert set(said['software']) >= {'protoalign', 'numpy', 'scikit-learn', 'torch'} and said['settings']['random_state'] == 0 and said['K'] == 6 and said['subject'] == 'one'
+    with torch.no_grad(): net[0].bias[0] += 1e-6
+    assert weights_hash(net) != said['weights_hash']
+    assert len(weights_hash(net.to(torch.bfloat16))) == 64
+    by_hand = hashlib.sha256(b'w <f8 (2,) ' + np.array([1., 2.]).tobytes()).hexdigest()
+    assert weights_hash({'w': np.array([1., 2.])}) == by_hand
+
+
+# The hub
+
+class SmallHub(http.server.BaseHTTPRequestHandler):
+    "The few calls that huggingface_hub makes to push a small folder and to pull one file."
+    def log_message(self, *args): pass
+
+    def answer(self, code, body=b'', **headers):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(code)
+        for k, v in {'Content-Length': len(body), **headers}.items(): self.send_header(k.replace('_', '-'), str(v))
+        self.end_headers()
+        if self.command != 'HEAD': self.wfile.write(body)
+
+    def do_POST(self):
+        hub, body = self.server, self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        hub.calls.append((self.path, self.headers.get('Authorization')))
+        if self.path == '/api/repos/create':
+            hub.created.append(json.loads(body))
+            return self.answer(200, {'url': f'http://{self.headers["Host"]}/{hub.repo}'})
+        if self.path == '/api/validate-yaml': return self.answer(200, {'errors': [], 'warnings': []})
+        if '/preupload/' in self.path: return self.answer(200, {'files': [dict(path=f['path'], uploadMode='regular', shouldIgnore=False) for f in json.loads(body)['files']]})
+        if '/commit/' in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line['key'] == 'file': hub.files[line['value']['path']] = base64.b64decode(line['value']['content'])
+            return self.answer(200, dict(success=True, commitOid='a'*40, commitUrl=f'http://{self.headers["Host"]}/{hub.repo}/commit/{"a"*40}'))
+        self.answer(404)
+
+    def do_GET(self):
+        hub = self.server
+        hub.calls.append((self.path, self.headers.get('Authorization')))
+        name = self.path.rsplit('/', 1)[-1]
+        if f'/{hub.repo}/resolve/' in self.path and name in hub.files:
+            return self.answer(200, hub.files[name], ETag=f'"{hashlib.sha256(hub.files[name]).hexdigest()}"', X_Repo_Commit='a'*40)
+        self.answer(404, X_Error_Code='EntryNotFound' if f'/{hub.repo}/' in self.path else 'RepoNotFound')
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    pytest.importorskip('huggingface_hub', reason='needs huggingface_hub: pip install "protoalign[hub]"')
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path/'no-token'))
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), SmallHub)
+    server.calls, server.created, server.files, server.repo = [], [], {}, 'somebody/shapes'
+    server.address = f'http://127.0.0.1:{server.server_port}'
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_push_and_pull(hub, tmp_path):
+    lib = library(licence='CC BY 4.0', citation='Someone 2020', shareable=True)
+    where = lib.push_to_hub('somebody/shapes', private=True, token='hf_made_up', endpoint=hub.address)
+    assert where.endswith('a'*40) and hub.created[0]['name'] == 'shapes' and (hub.created[0].get('visibility') == 'private' or hub.created[0].get('private') is True)
+    assert set(hub.files) == {'README.md', 'library.json', 'library.safetensors'} and b'CC BY 4.0' in hub.files['README.md']
+    assert {who for _, who in hub.calls} == {'Bearer hf_made_up'}
+    back = PrototypeLibrary.from_hub('somebody/shapes', revision='main', token=False, endpoint=hub.address, cache_dir=tmp_path/'cache')
+    x, y, _, joint = world()
+    assert back.provenance == json.loads(json.dumps(lib.provenance)) and (back.predict(x, y) == joint.predict(x, y)).all()
+
+
+def test_what_arrives_from_a_hub_is_checked(hub, tmp_path):
+    hub.files['library.safetensors'] = b'import os; os.remove("everything")'
+    with pytest.raises(ValueError, match='is not a prototype library'):
+        PrototypeLibrary.from_hub('somebody/shapes', token=False, endpoint=hub.address, cache_dir=tmp_path/'cache')
+    hub.files.clear()
+    with pytest.raises(Exception, match='404|not found|Not Found'):
+        PrototypeLibrary.from_hub('somebody/shapes', token=False, endpoint=hub.address, cache_dir=tmp_path/'other')
+
+
+@pytest.mark.parametrize('said, may, refused', [(None, False, True), (None, True, False), (True, False, False), (False, True, True), ('yes', False, True)], ids=str)
+def test_sharing_needs_a_word(hub, said, may, refused):
+    lib = library(licence='none stated', **({} if said is None else {'shareable': said}))
+    if refused:
+        with pytest.raises(ValueError, match='none stated'): lib.push_to_hub('somebody/shapes', token='hf_made_up', endpoint=hub.address, i_may_share=may)
+        assert not hub.calls
+    else: assert lib.push_to_hub('somebody/shapes', token='hf_made_up', endpoint=hub.address, i_may_share=may)
