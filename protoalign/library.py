@@ -245,7 +245,7 @@ def save(self:PrototypeLibrary,
         save_file({k: v for k, v in arrays.items() if v is not None}, partial, metadata={'protoalign': header})
     return path
 
-# %% ../nbs/32_library.ipynb #ac9e0163
+# %% ../nbs/32_library.ipynb #cb864265
 _CARD = """---
 library_name: protoalign
 license: other
@@ -266,8 +266,8 @@ No stimuli are included: only their ids, means over stimuli, and projections. Wh
 ## Use
 
 ```python
-from protoalign.library import PrototypeLibrary
-lib = PrototypeLibrary.load('library.safetensors')
+import protoalign.library
+lib = protoalign.library.PrototypeLibrary.load('library.safetensors')
 ```
 """
 

@@ -219,3 +219,72 @@ def test_sharing_needs_a_word(hub, said, may, refused):
         with pytest.raises(ValueError, match='none stated'): lib.push_to_hub('somebody/shapes', token='hf_made_up', endpoint=hub.address, i_may_share=may)
         assert not hub.calls
     else: assert lib.push_to_hub('somebody/shapes', token='hf_made_up', endpoint=hub.address, i_may_share=may)
+
+
+# Naming
+
+def named_world(n, k, seed, planted):
+    "A library of k prototypes over n stimuli, and labels: planted (most members carry their own), or dealt at random."
+    from dataclasses import replace
+    rng = np.random.default_rng(seed)
+    lib = library()
+    lib = replace(lib, ids=[f's{i}' for i in range(n)], assign=rng.integers(0, k, n), distance=np.zeros(n))
+    own = np.array([f'kind {j}' for j in lib.assign])
+    dealt = rng.permutation(own)
+    return lib, np.where(rng.random(n) < .6, own, dealt) if planted else dealt
+
+
+def test_planted_names_are_found():
+    from protoalign.naming import name_prototypes
+    lib, labels = named_world(120, 6, 0, planted=True)
+    named = name_prototypes(lib, labels)
+    assert named['name'].tolist() == [f'kind {k}' for k in range(6)] and (named['p'] < .01).all()
+    order = np.random.default_rng(1).permutation(120)
+    assert name_prototypes(lib, labels[order], ids=np.array(lib.ids)[order]).equals(named)
+
+
+def test_dealt_labels_name_nothing():
+    "At most 5 % of the libraries get any name at all; 200 worlds, so up to 17 is within the luck of the count (p = 0.99)."
+    from protoalign.naming import name_prototypes
+    worlds = (named_world(60, 6, seed, planted=False) for seed in range(200))
+    assert sum((name_prototypes(*w, n_permutations=99, random_state=i)['source'] != '').any() for i, w in enumerate(worlds)) <= 17
+
+
+def test_quantities_and_captions():
+    from protoalign.naming import caption_words, name_prototypes
+    lib, _ = named_world(120, 6, 0, planted=True)
+    rng = np.random.default_rng(0)
+    amounts = pd.DataFrame({'size': rng.standard_normal(120) + 2*(lib.assign == 0) - 2*(lib.assign == 1), 'noise': rng.standard_normal(120), 'constant': 1.})
+    named = name_prototypes(lib, amounts)
+    assert named['name'][:2].tolist() == ['high size', 'low size']
+    captions = [f'a photograph of a {"brown horse" if k == 2 else "red bus" if k == 3 else "thing"}' for k in lib.assign]
+    named = name_prototypes(lib, caption_words(captions))
+    assert 'horse' in named['name'][2] or named['name'][2] == 'brown'
+    assert named['name'][3] in ('red', 'bus', 'red bus')
+    with pytest.raises(ValueError, match='no word is in 5'): caption_words(['one', 'two'])
+
+
+def test_people_replace_labels():
+    from protoalign.naming import name_prototypes, people_names, rename
+    lib, labels = named_world(120, 6, 0, planted=True)
+    lib = rename(lib, name_prototypes(lib, labels))
+    answers = pd.DataFrame([(r, item, a) for item, said in {'kind 0': 'aab', 3: 'ab', 'prototype 4': 'cccc'}.items() for r, a in enumerate(said)], columns=['rater', 'item', 'answer'])
+    final = rename(lib, people_names(lib, answers))
+    assert final.names == ('a', 'kind 1', 'kind 2', 'kind 3', 'c', 'kind 5')
+    assert final.named_by[0] == 'people, 2 of 3' and final.named_by[3].startswith('labels') and final.named_by[4] == 'people, 4 of 4'
+    assert final.renumber([1, 0, 2, 3, 4, 5]).named_by[1] == 'people, 2 of 3'
+    for bad in ({9: 'x'}, ['x']):
+        with pytest.raises(ValueError): rename(lib, bad)
+    with pytest.raises(ValueError, match='repeat a rater'): people_names(lib, pd.concat([answers, answers]))
+
+
+@needs_data('natsound165')
+def test_sounds_are_named():
+    "Speech, music and song: what the electrodes were chosen for."
+    from protoalign.datasets import load
+    from protoalign.naming import name_prototypes
+    d = load('natsound165')
+    y = d.responses['electrodes'].values
+    lib = make_library(JointPrototypes(8, brain_weight=1.).fit(y, y), d.ids)
+    found = set(name_prototypes(lib, np.array(d.class_names)[d.labels])['name'])
+    assert {'Music', 'Song'} <= found and 'EngSpeech' in found
