@@ -40,7 +40,7 @@ def overlap_p(
     for _ in range(n_permutations): best += alone(rng.permutation(b)).min() <= found*(1 + 1e-9)
     return found, best/(n_permutations + 1)
 
-# %% ../nbs/38_compare.ipynb #dbba936c
+# %% ../nbs/38_compare.ipynb #a9299a21
 _SAME = dict(network=('z', ('model', 'layer', 'grid', 'weights_hash')), brain=('r', ('dataset', 'target', 'subject', 'region')))
 
 def _patterns(lib, side): return getattr(lib, f'p_{side}').astype(float) @ getattr(lib, f'components_{side}')
@@ -49,7 +49,8 @@ def _profile_correlations(a, b, which):
     "Correlation of all patterns (K_a, K_b); NaN where the two libraries have other features."
     side, keys = _SAME[which]
     x, y = _patterns(a, side), _patterns(b, side)
-    if x.shape[1] != y.shape[1] or x.shape[1] < 3 or any(a.provenance.get(k) != b.provenance.get(k) for k in keys): return np.full((len(x), len(y)), np.nan)
+    said, other = ([lib.provenance.get(k) for k in keys] for lib in (a, b))
+    if x.shape[1] != y.shape[1] or x.shape[1] < 3 or said != other or not any(said): return np.full((len(x), len(y)), np.nan)
     x, y = (o - o.mean(1, keepdims=True) for o in (x, y))
     length = np.linalg.norm(x, axis=1)[:, None]*np.linalg.norm(y, axis=1)
     return np.divide(x @ y.T, length, out=np.full(length.shape, np.nan), where=length > 0)

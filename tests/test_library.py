@@ -288,3 +288,52 @@ def test_sounds_are_named():
     lib = make_library(JointPrototypes(8, brain_weight=1.).fit(y, y), d.ids)
     found = set(name_prototypes(lib, np.array(d.class_names)[d.labels])['name'])
     assert {'Music', 'Song'} <= found and 'EngSpeech' in found
+
+
+# Comparing
+
+def partition_library(labels, k):
+    from dataclasses import replace
+    n = len(labels)
+    lib = replace(library(), p_z=np.eye(k, 12), p_r=np.eye(k, 9), weights=np.ones(k), names=[f'p{i}' for i in range(k)], named_by=(), centroids=None, joint_map=None, scales=None,
+                  ids=[f's{i}' for i in range(n)], assign=labels, distance=np.zeros(n))
+    return lib
+
+
+def test_unrelated_libraries_share_nothing():
+    "In 100 pairs of random partitions with unequal sizes, any prototype is called shared in about 5; up to 11 is within luck (p = 0.99)."
+    from protoalign.compare import compare
+    found, weights = 0, np.array([.3, .25, .2, .1, .1, .05])
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        a, b = partition_library(rng.choice(6, 90, p=weights), 6), partition_library(rng.integers(0, 4, 90), 4)
+        found += compare(a, b, n_permutations=99, random_state=seed).table['verdict'].isin(['shared', 'partly shared']).any()
+    assert found <= 11
+
+
+@pytest.mark.parametrize('k_a, k_b', [(8, 8), (8, 5), (5, 8)])
+def test_planted_half_is_shared(k_a, k_b):
+    from protoalign.compare import compare, plot_comparison
+    import matplotlib.pyplot as plt
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 8, 600)
+    a, b = (np.where(truth < 4, truth, rng.integers(4, k, 600)) for k in (k_a, k_b))
+    c = compare(partition_library(a, k_a), partition_library(b, k_b))
+    of_a = c.table[:k_a]
+    assert set(of_a.loc[of_a['verdict'] == 'shared', 'a']) == {0, 1, 2, 3} and (of_a['a'][:4] == of_a['b'][:4]).all()
+    assert set(c.table['b'].dropna()) == set(range(k_b)), 'every prototype of b is in the table'
+    assert c.table.loc[c.table['verdict'] == 'only in b', 'a'].isna().all()
+    plt.close(plot_comparison(c))
+
+
+def test_libraries_without_common_stimuli():
+    from protoalign.compare import compare
+    from dataclasses import replace
+    x, y, _, _ = world()
+    a = library(model='same', layer='same')
+    b = replace(a, ids=[f'other{i}' for i in range(300)])
+    with pytest.raises(ValueError, match='share none'): compare(a, b)
+    c = compare(a, b, (a.predict(x), b.predict(x)))
+    assert set(c.table['verdict']) == {'shared'} and np.allclose(c.table['r_network'].astype(float), 1) and c.table['r_brain'].isna().all()
+    with pytest.raises(ValueError, match='same stimuli'): compare(a, b, (a.predict(x), b.predict(x[:-1])))
+    with pytest.raises(ValueError, match='outside'): compare(a, b, (a.predict(x), b.predict(x) + 6))
