@@ -8,7 +8,7 @@ Docs: https://protoalign.github.io/protoalign/atlas.html.md"""
 __all__ = ['MapCoordinates', 'map_coordinates', 'prototype_map', 'plot_brain', 'image_uri', 'sound_uri', 'spectrogram_uri',
            'make_atlas']
 
-# %% ../nbs/37_atlas.ipynb #658ea881
+# %% ../nbs/37_atlas.ipynb #3aa047b7
 import base64, io, wave
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +22,9 @@ from scipy.signal import resample_poly, spectrogram
 from .data import Responses, select
 from .files import atomic_write
 from .library import PrototypeLibrary
-from .naming import label_loading
+from .naming import label_loading, quantity_loading
 
-# %% ../nbs/37_atlas.ipynb #c9dabfe6
+# %% ../nbs/37_atlas.ipynb #bdb5de54
 class MapCoordinates(NamedTuple):
     "Where prototypes and stimuli lie on the map."
     prototypes: np.ndarray # (K, 2)
@@ -69,10 +69,10 @@ def prototype_map(
     size = 60 + 240*np.sqrt(lib.counts/lib.counts.max())
     ax.scatter(*at.prototypes.T, s=size, color='w', ec=[f'C{k % 10}' for k in range(len(lib))], lw=2, zorder=3)
     for k, (x, y) in enumerate(at.prototypes): ax.text(x, y, k, ha='center', va='center', fontsize=8, zorder=4)
-    ax.set(xticks=[], yticks=[], xlabel=f'first axis (both axes keep {at.share:.0%} of the differences between prototypes)', ylabel='second axis')
+    ax.set(xticks=[], yticks=[], xlabel=f'first axis (both keep {at.share:.0%} of the differences)', ylabel='second axis')
     return ax
 
-# %% ../nbs/37_atlas.ipynb #385cdb2a
+# %% ../nbs/37_atlas.ipynb #ed2bd31c
 def _glass(values, top, mask, view):
     import matplotlib.pyplot as plt
     from nilearn import plotting
@@ -96,12 +96,13 @@ def _surface(values, top, mask):
 
 def _scatter(values, top, features):
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 3, figsize=(6.4, 2.1), layout='constrained')
+    order, span = np.argsort(np.abs(values), kind='stable'), {c: np.ptp(features[c]) + 20 for c in 'xyz'}
+    fig, axes = plt.subplots(1, 3, figsize=(6.4, 2.4), layout='constrained', width_ratios=[span['y'], span['x'], span['x']])
     for ax, (x, y, title) in zip(axes, (('y', 'z', 'from the side'), ('x', 'z', 'from behind'), ('x', 'y', 'from above'))):
-        drawn = ax.scatter(features[x], features[y], c=values, s=26, cmap='RdBu_r', vmin=-top, vmax=top, ec='0.4', lw=.5)
+        drawn = ax.scatter(features[x].iloc[order], features[y].iloc[order], c=values[order], s=26, cmap='RdBu_r', vmin=-top, vmax=top, ec='0.4', lw=.5)
         ax.set(xlabel=f'{x} (mm)', ylabel=f'{y} (mm)', title=title, aspect='equal')
         ax.title.set_fontsize(9)
-    fig.colorbar(drawn, ax=axes, label='response')
+    fig.colorbar(drawn, ax=axes, label='response', extend='both', shrink=.8)
     return fig
 
 def _bars(values, top, features, most=100):
@@ -125,11 +126,12 @@ def plot_brain(
     "What the brain says to a prototype, where it says it."
     patterns = lib.brain_patterns()
     top, values = float(np.abs(patterns).max()) or 1., patterns[k]
+    strong = float(np.percentile(np.abs(patterns), 98)) or top
     if view not in ('glass', 'mosaic', 'surface'): raise ValueError(f"view is 'glass', 'mosaic' or 'surface', got {view!r}")
     if features is not None and len(features) != len(values): raise ValueError(f'the table of features has {len(features)} rows, the library {len(values)} features')
-    if mask is not None: return _surface(values, top, mask) if view == 'surface' else _glass(values, top, mask, view)
+    if mask is not None: return _surface(values, strong, mask) if view == 'surface' else _glass(values, strong, mask, view)
     located = features is not None and {'x', 'y', 'z'} <= set(features) and not features[['x', 'y', 'z']].isna().any().any()
-    return _scatter(values, top, features) if located else _bars(values, top, features)
+    return _scatter(values, strong, features) if located else _bars(values, top, features)
 
 # %% ../nbs/37_atlas.ipynb #c0b27970
 def _uri(kind, content): return f'data:{kind};base64,{base64.b64encode(content).decode()}'
@@ -179,19 +181,19 @@ def spectrogram_uri(
     x = np.clip((level - level.max())/decibels + 1, 0, 1)[::-1]
     return _saved(Image.fromarray(np.round(255*colormaps['cividis'](x)[..., :3]).astype(np.uint8)).resize((160, 80)), 'PNG')
 
-# %% ../nbs/37_atlas.ipynb #497f4bbd
+# %% ../nbs/37_atlas.ipynb #49a5d102
 _ATLAS = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'">
 <title>{{ title }}</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; background: #fff }
-h1 { margin-bottom: .2rem } h2 { margin: 0 0 .2rem; font-size: 1.25rem } a { color: #0b5394 } .how { color: #555; margin: 0 0 .6rem }
-section { border-top: 1px solid #ccc; padding: 1rem 0; break-inside: avoid } figure { margin: .6rem 0 } figcaption { color: #555; font-size: .85rem }
+h1 { margin-bottom: .2rem } h2 { margin: 0 0 .2rem; font-size: 1.25rem } #all { margin-top: 1.6rem } a { color: #0b5394 } .how { color: #555; margin: 0 0 .6rem }
+section { border-top: 1px solid #ccc; padding: 1rem 0; margin-top: 1rem; break-inside: avoid } figure { margin: .6rem 0 } figcaption { color: #555; font-size: .85rem }
 .stimuli { display: flex; flex-wrap: wrap; gap: .5rem; padding: 0; list-style: none } .stimuli img { height: 84px; width: auto; display: block; image-rendering: {{ rendering }} }
-.stimuli li.sound { width: 168px } .stimuli li.sound img { width: 168px; image-rendering: auto } audio { width: 168px; height: 32px; display: block } .id { font-size: .68rem; color: #555; overflow-wrap: anywhere }
-img.wide { max-width: 100%; height: auto } .two { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start } .two > * { flex: 1 1 20rem; min-width: 0 }
-table { border-collapse: collapse; font-size: .85rem } td, th { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #eee; vertical-align: top } th { background: #f6f6f6 } .n { text-align: right }
+.stimuli.sounds { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)) } .sounds img { width: 100%; image-rendering: auto } audio { width: 100%; height: 32px; display: block } .id { font-size: .68rem; color: #555; overflow-wrap: anywhere }
+img.wide { width: 100%; max-width: 36rem; height: auto } .two { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start } .two > * { flex: 1 1 20rem; min-width: 0 }
+table { border-collapse: collapse; font-size: .85rem } td, th { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #eee; vertical-align: top } th { background: #f6f6f6 } .n { text-align: right; white-space: nowrap }
 .scroll { overflow-x: auto } .hash { overflow-wrap: anywhere } .note { background: #fff6e0; border-left: 4px solid #de8f05; padding: .5rem 1rem }
 .bar { position: relative; width: 9rem; height: .8rem; background: #f0f0f0 } .bar i { position: absolute; left: 0; top: 0; bottom: 0; background: #0173b2 } .bar b { position: absolute; top: -.15rem; bottom: -.15rem; width: 2px; background: #1b1b1b }
 @media print { body { max-width: none; margin: 0; font-size: 11px } audio { display: none } a { color: inherit; text-decoration: none } .bar, .bar i, .bar b { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
@@ -200,7 +202,7 @@ table { border-collapse: collapse; font-size: .85rem } td, th { padding: .2rem .
 <p>{{ n }} prototypes that a network and a brain share, learned from {{ n_stimuli }} stimuli. Each gathers stimuli that both treat alike.</p>
 {% for text in notes %}<p class="note">{{ text }}</p>
 {% endfor %}<div class="two"><figure><img class="wide" alt="Map of {{ n }} prototypes by number; prototypes that lie near each other are alike" src="{{ map }}"><figcaption>{{ map_caption }}</figcaption></figure>
-<div class="scroll"><table><caption class="how">Where it comes from</caption>{% for k, v in about %}<tr><th scope="row">{{ k }}</th><td class="hash">{{ v }}</td></tr>{% endfor %}</table></div></div>
+<div class="scroll"><table><caption class="how">Where it comes from</caption>{% for k, v in about %}<tr><th scope="row">{{ k }}</th><td class="hash">{% if k in ('weights_hash', 'data_hash') %}<abbr title="{{ v }}">{{ v[:16] }}…</abbr>{% else %}{{ v }}{% endif %}</td></tr>{% endfor %}</table></div></div>
 <h2 id="all">All prototypes</h2>
 <div class="scroll"><table><tr><th scope="col">number</th><th scope="col">name</th><th scope="col">named by</th><th scope="col" class="n">members</th>{% if has_labels %}<th scope="col">most frequent label</th>{% endif %}{% if has_shared %}<th scope="col" class="n">sharedness</th>{% endif %}</tr>
 {% for p in prototypes %}<tr><td class="n">{{ p.k }}</td><td><a href="#prototype-{{ p.k }}">{{ p.name }}</a></td><td>{{ p.by or 'not named' }}</td><td class="n">{{ p.members }}</td>{% if has_labels %}<td>{% if p.labels %}{{ p.labels[0].label }} ({{ p.labels[0].percent }} %){% endif %}</td>{% endif %}{% if has_shared %}<td class="n">{{ p.shared }}</td>{% endif %}</tr>
@@ -208,15 +210,16 @@ table { border-collapse: collapse; font-size: .85rem } td, th { padding: .2rem .
 {% for p in prototypes %}<section id="prototype-{{ p.k }}">
 <h2>{{ p.k }}. {{ p.name }}</h2>
 <p class="how">{{ p.members }} members ({{ p.percent }} %){% if p.by %}; named by {{ p.by }}{% else %}; not named{% endif %}{% if p.shared %}; sharedness {{ p.shared }}{% endif %}{% if p.no_direction %}; no direction on the network's side, so the loss leaves it out{% endif %}. <a href="#all">All prototypes</a></p>
-<ul class="stimuli">{% for s in p.stimuli %}<li{% if s.sound %} class="sound"{% endif %}><img alt="{{ s.alt }}" src="{{ s.image }}">{% if s.sound %}<audio controls preload="metadata" aria-label="{{ s.alt }}" src="{{ s.sound }}"></audio>{% endif %}{% if s.sound %}<span class="id">{{ s.id }}</span>{% endif %}</li>{% endfor %}</ul>
+<ul class="stimuli{{ sounds }}">{% for s in p.stimuli %}<li><img alt="{{ s.alt }}" src="{{ s.image }}">{% if s.sound %}<audio controls preload="metadata" aria-label="{{ s.alt }}" src="{{ s.sound }}"></audio>{% endif %}{% if s.sound %}<span class="id">{{ s.id }}</span>{% endif %}</li>{% endfor %}</ul>
 <div class="two">{% if p.brain %}<figure><img class="wide" alt="What the brain says to {{ p.name }}, as a difference from its mean response" src="{{ p.brain }}"><figcaption>{{ brain_caption }}</figcaption></figure>{% endif %}
-{% if p.labels %}<div><table><tr><th scope="col">label</th><th scope="col">share of members</th><th scope="col" class="n">%</th><th scope="col" class="n">of all</th><th scope="col" class="n">lift</th></tr>{% for l in p.labels %}<tr><td>{{ l.label }}</td><td><div class="bar"><i style="width:{{ l.percent }}%"></i><b style="left:{{ l.base }}%"></b></div></td><td class="n">{{ l.percent }}</td><td class="n">{{ l.base }}</td><td class="n">{{ l.lift }}</td></tr>{% endfor %}</table><p class="id">Bar: share of the members. Line: share of all stimuli. Lift: the first over the second.</p></div>{% endif %}</div>
+{% if p.labels %}<div><table><tr><th scope="col">label</th><th scope="col">share of members</th><th scope="col" class="n">%</th><th scope="col" class="n">of all</th><th scope="col" class="n">lift</th></tr>{% for l in p.labels %}<tr><td>{{ l.label }}</td><td><div class="bar"><i style="width:{{ l.percent }}%"></i><b style="left:{{ l.base }}%"></b></div></td><td class="n">{{ l.percent }}</td><td class="n">{{ l.base }}</td><td class="n">{{ l.lift }}</td></tr>{% endfor %}</table><p class="id">Bar: share of the members. Line: share of all stimuli. Lift: the first over the second.</p></div>{% endif %}
+{% if p.quantities %}<div><table><tr><th scope="col">attribute</th><th scope="col">less or more than others</th><th scope="col" class="n">mean</th><th scope="col" class="n">of all</th><th scope="col" class="n">area</th></tr>{% for q in p.quantities %}<tr><td>{{ q.quantity }}</td><td><div class="bar"><i style="left:{{ q.left }}%;width:{{ q.width }}%"></i><b style="left:50%"></b></div></td><td class="n">{{ q.mean }}</td><td class="n">{{ q.overall }}</td><td class="n">{{ q.auc }}</td></tr>{% endfor %}</table><p class="id">Area under the ROC curve: the chance that a member has more of it than a non-member; 0.50, the line, is no difference.</p></div>{% endif %}</div>
 </section>
 {% endfor %}
 <p class="how">Made with protoalign. The page loads nothing from elsewhere.</p>
 </body></html>'''
 
-# %% ../nbs/37_atlas.ipynb #ee9ac569
+# %% ../nbs/37_atlas.ipynb #274a30a8
 class _Shown(NamedTuple):
     "Stimuli as the page needs them."
     stimuli: np.ndarray
@@ -248,6 +251,13 @@ def _label_bars(loading, k, most=5):
     rows = loading[(loading['prototype'] == k) & (loading['count'] > 0)].sort_values(['share', 'label'], ascending=[False, True])[:most]
     return [dict(label=r.label, percent=f'{100*r.share:.0f}', base=f'{100*r.base:.0f}', lift=f'{r.lift:.1f}') for r in rows.itertuples()]
 
+def _short(x): return f'{x:.3g}' if abs(x) >= .001 else f'{x:.4f}'
+
+def _quantity_bars(quantities, k, most=6):
+    rows = quantities[quantities['prototype'] == k].dropna()
+    rows = rows.sort_values('auc', key=lambda a: -(a - .5).abs(), kind='stable')[:most]
+    return [dict(quantity=r.quantity, mean=_short(r.mean), overall=_short(r.overall), auc=f'{r.auc:.2f}', left=f'{100*min(r.auc, .5):.0f}', width=f'{100*abs(r.auc - .5):.0f}') for r in rows.itertuples()]
+
 def _figure_uri(fig):
     import matplotlib.pyplot as plt
     buffer = io.BytesIO()
@@ -255,7 +265,7 @@ def _figure_uri(fig):
     plt.close(fig)
     return _uri('image/png', buffer.getvalue())
 
-# %% ../nbs/37_atlas.ipynb #819fce9d
+# %% ../nbs/37_atlas.ipynb #35e5a117
 def _sides(lib, activations, responses):
     "Activations and response matrix in the order of the library, each may be None."
     y = None
@@ -268,7 +278,7 @@ def _sides(lib, activations, responses):
 
 def _map_figure(lib, x, y):
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(6.2, 4.6), layout='constrained')
+    fig, ax = plt.subplots(figsize=(5, 3.9), layout='constrained')
     prototype_map(lib, x, y, ax)
     return fig
 
@@ -279,12 +289,12 @@ def _notes(stimuli, lib):
     if said('simulated'): yield 'The brain responses are simulated: the page shows what the method does, and nothing about any brain.'
     if getattr(stimuli, 'note', ''): yield f'Note: {stimuli.note}.'
 
-def _prototype(lib, k, tops, shown, loading, sharedness, brain):
+def _prototype(lib, k, tops, shown, loadings, sharedness, brain):
     return dict(k=k, name=lib.names[k], by=lib.named_by[k], members=int(lib.counts[k]), percent=f'{100*lib.counts[k]/len(lib.ids):.0f}', no_direction=lib.weights[k] == 0,
-                stimuli=[_stimulus(shown, lib.names[k], o) for o in tops[k]], labels=[] if loading is None else _label_bars(loading, k),
+                stimuli=[_stimulus(shown, lib.names[k], o) for o in tops[k]], labels=_label_bars(loadings[0], k) if loadings else [], quantities=_quantity_bars(loadings[1], k) if loadings else [],
                 shared='' if sharedness is None else f'{sharedness[k]:.2f}', brain=brain(k))
 
-# %% ../nbs/37_atlas.ipynb #59ca1130
+# %% ../nbs/37_atlas.ipynb #08207d34
 def make_atlas(
     lib: PrototypeLibrary, # Library
     stimuli, # `Dataset` as from `load`, or an array of images (n, height, width[, 3]) or sounds (n, n_samples)
@@ -305,7 +315,7 @@ def make_atlas(
     shown, (x, y) = _shown(lib, stimuli, ids, rate, ink), _sides(lib, activations, responses)
     if sharedness is not None and len(sharedness) != len(lib): raise ValueError(f'{len(sharedness)} values of sharedness for {len(lib)} prototypes')
     labels = shown.names if labels is None else labels
-    loading = None if labels is None else label_loading(lib, labels, list(shown.row_of))
+    loadings = None if labels is None else [f(lib, labels, list(shown.row_of)) for f in (label_loading, quantity_loading)]
     features, rotated = (None, False) if responses is None else (responses.features, responses.rotated)
     brain = (lambda j: '') if rotated else lambda j: _figure_uri(plot_brain(lib, j, features, mask, view))
     tops = lib.top_stimuli(k)
@@ -313,9 +323,9 @@ def make_atlas(
     page = Environment(autoescape=True).from_string(_ATLAS).render(
         title=title or f'Atlas of prototypes{": " + where if where else ""}', n=len(lib), n_stimuli=len(lib.ids), notes=list(_notes(stimuli, lib)), about=list(lib.describe().items()),
         map=_figure_uri(_map_figure(lib, x, y)), map_caption=_map_caption(x, y), rendering='pixelated' if not shown.rate and max(shown.stimuli.shape[1:3]) <= 48 else 'auto',
-        has_labels=loading is not None and len(loading) > 0, has_shared=sharedness is not None,
+        has_labels=bool(loadings) and len(loadings[0]) > 0, sounds=' sounds' if shown.rate else '', has_shared=sharedness is not None,
         brain_caption=f'Response to this prototype, as a difference from the mean response{" (" + responses.units + ")" if responses is not None and responses.units else ""}; same scale in all sections.',
-        prototypes=[_prototype(lib, j, tops, shown, loading, sharedness, brain) for j in range(len(lib))])
+        prototypes=[_prototype(lib, j, tops, shown, loadings, sharedness, brain) for j in range(len(lib))])
     path = Path(out)/'atlas.html' if Path(out).is_dir() else Path(out)
     with atomic_write(path) as partial: partial.write_text(page, encoding='utf-8')
     return path

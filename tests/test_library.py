@@ -337,3 +337,159 @@ def test_libraries_without_common_stimuli():
     assert set(c.table['verdict']) == {'shared'} and np.allclose(c.table['r_network'].astype(float), 1) and c.table['r_brain'].isna().all()
     with pytest.raises(ValueError, match='same stimuli'): compare(a, b, (a.predict(x), b.predict(x[:-1])))
     with pytest.raises(ValueError, match='outside'): compare(a, b, (a.predict(x), b.predict(x) + 6))
+
+
+# The atlas, in a browser
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+PROBE = '''<script>
+const report = () => {
+  const images = [...document.images], sounds = [...document.querySelectorAll("audio")];
+  const said = {images: images.length, loaded: images.filter(i => i.complete && i.naturalWidth > 0).length, silent: images.filter(i => !i.alt).length, sounds: sounds.map(a => a.duration),
+    wide: document.documentElement.scrollWidth - window.innerWidth, elsewhere: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:"))};
+  const out = document.createElement("pre"); out.id = "probe"; out.textContent = JSON.stringify(said); document.body.append(out);
+};
+window.addEventListener("load", () => setTimeout(report, 1000));
+</script></body>'''
+
+
+@pytest.fixture(scope='module')
+def pages(tmp_path_factory):
+    "Two atlases, of digits and of made-up tones."
+    import matplotlib
+    matplotlib.use('Agg')
+    from protoalign.atlas import make_atlas
+    from protoalign.datasets import load
+    from protoalign.naming import name_prototypes, rename
+    folder, d = tmp_path_factory.mktemp('atlas'), load('digits')
+    x, y = d.stimuli[:400].reshape(400, -1)/16, d.responses['simulated-01']
+    lib = make_library(JointPrototypes(6).fit(x, y.values[:400]), d.ids[:400], dataset='digits')
+    lib = rename(lib, name_prototypes(lib, [f'digit {c}' for c in d.labels], ids=d.ids))
+    make_atlas(lib, d, folder/'digits.html', responses=y, activations=x, sharedness=np.linspace(0, 1, 6))
+    rate = 8000
+    tones = np.stack([.2*np.sin(2*np.pi*f*np.arange(rate//2)/rate) for f in np.linspace(200, 2000, 20)])
+    loud = np.linspace(0, 1, 20)[:, None]*np.ones(3) + .01*np.random.default_rng(0).standard_normal((20, 3))
+    heard = make_library(JointPrototypes(2).fit(loud, loud), [f'tone {i}' for i in range(20)])
+    make_atlas(heard, tones, folder/'tones.html', rate=rate, k=4, labels=pd.DataFrame({'height': np.arange(20.), 'low': np.arange(20) < 10}))
+    return folder
+
+
+class Listener(http.server.BaseHTTPRequestHandler):
+    "A proxy that lets nothing through and remembers what was asked."
+    def log_message(self, *args): pass
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        self.send_response(404)
+        self.send_header('Content-Length', '0')
+        self.end_headers()
+    do_CONNECT = do_HEAD = do_POST = do_GET
+
+
+def opened(page, tmp_path, width=1000):
+    "(DOM after loading, addresses that the browser asked a proxy for)."
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Listener)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --disable-default-apps '
+             f'--disable-dev-shm-usage --proxy-server=127.0.0.1:{server.server_port} --user-data-dir={tmp_path/"profile"} --window-size={width},900 --virtual-time-budget=10000 --dump-dom').split()
+    try: done = subprocess.run([CHROMIUM, *flags, page.as_uri()], capture_output=True, text=True, timeout=120)
+    finally:
+        server.shutdown()
+        server.server_close()
+    return done.stdout, server.asked
+
+
+def probed(page, tmp_path, width=1000):
+    "What a script inside a copy of the page says; the copy lacks the policy, which forbids scripts."
+    import re
+    text = page.read_text(encoding='utf-8')
+    bare = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', '', text)
+    assert bare != text
+    copy = tmp_path/page.name
+    copy.write_text(bare.replace('</body>', PROBE), encoding='utf-8')
+    dom, _ = opened(copy, tmp_path, width)
+    return json.loads(re.search(r'<pre id="probe">(.*?)</pre>', dom).group(1).replace('&amp;', '&'))
+
+
+@needs_browser
+def test_atlas_of_images_in_a_browser(pages, tmp_path):
+    said = probed(pages/'digits.html', tmp_path)
+    assert said['images'] == said['loaded'] == 6*8 + 6 + 1 and said['silent'] == 0 and said['elsewhere'] == []
+
+
+@needs_browser
+def test_atlas_of_sounds_in_a_browser(pages, tmp_path):
+    said = probed(pages/'tones.html', tmp_path)
+    assert said['images'] == said['loaded'] and said['sounds'] == [pytest.approx(.5)]*8 and said['elsewhere'] == []
+
+
+@needs_browser
+def test_atlas_fits_a_phone(pages, tmp_path):
+    for name in ('digits.html', 'tones.html'): assert probed(pages/name, tmp_path, width=500)['wide'] <= 0
+
+
+@needs_browser
+def test_atlas_asks_for_nothing_even_where_it_is_told_to(pages, tmp_path):
+    "An image from elsewhere, put into the page: the policy of the page stops it; without the policy the browser asks."
+    import re
+    text = (pages/'digits.html').read_text(encoding='utf-8').replace('</body>', '<img src="http://elsewhere.invalid/x.png"></body>')
+    (tmp_path/'guarded.html').write_text(text, encoding='utf-8')
+    (tmp_path/'open.html').write_text(re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', '', text), encoding='utf-8')
+    asked = {name: [a for a in opened(tmp_path/name, tmp_path)[1] if 'elsewhere.invalid' in a] for name in ('guarded.html', 'open.html')}
+    assert asked['guarded.html'] == [] and asked['open.html']
+
+
+def test_atlas_shows_what_it_should(pages):
+    from html import unescape
+    text = (pages/'digits.html').read_text(encoding='utf-8')
+    assert text.count('<section') == 6 and 'are simulated' in text and 'BSD-3-Clause' in text and 'sharedness 0.20' in text
+    assert '<script' not in text and 'http://' not in text and 'https://' not in text
+    sounds = unescape((pages/'tones.html').read_text(encoding='utf-8'))
+    assert sounds.count('<audio') == 8 and 'height' in sounds and 'Area under the ROC curve' in sounds
+
+
+def test_hostile_texts_stay_texts(tmp_path):
+    from protoalign.atlas import make_atlas
+    from protoalign.naming import rename
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
+    lib = rename(library(ids=[f'{evil}{i}' for i in range(300)], dataset=evil, licence=evil, citation=evil), {0: evil}, source=evil)
+    page = make_atlas(lib, np.zeros((300, 4, 4), np.uint8), tmp_path, labels=[evil]*300, title=evil).read_text(encoding='utf-8')
+    assert '<script' not in page and '<img src=x' not in page and page.count('&lt;script&gt;') > 10
+
+
+def test_atlas_says_what_does_not_fit(tmp_path):
+    from protoalign.atlas import make_atlas
+    from protoalign.data import Responses
+    lib, images = library(), np.zeros((300, 4, 4), np.uint8)
+    for options, said in ((dict(ids=['a']*3), '3 ids'), (dict(ids=[f'x{i}' for i in range(300)]), 'not among'), (dict(sharedness=[1]), '1 values of sharedness'), (dict(labels=['a']), 'ids for 1 rows'),
+                          (dict(activations=np.zeros((2, 12))), '2 rows of activations'), (dict(responses=Responses(np.zeros((300, 4)), lib.ids)), 'of a library of 9 features')):
+        with pytest.raises(ValueError, match=said): make_atlas(lib, images, tmp_path/'a.html', **options)
+    with pytest.raises(ValueError, match='samples a second'): make_atlas(lib, np.zeros((300, 50)), tmp_path/'a.html')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('view', ['glass', 'mosaic', 'surface'])
+def test_brain_maps_from_a_mask(view):
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    from nibabel import Nifti1Image
+    from protoalign.atlas import plot_brain
+    cubes = np.zeros((20, 24, 20), np.int8)
+    cubes[3:6, 10:13, 8] = 1
+    fig = plot_brain(library(), 0, mask=Nifti1Image(cubes, np.array([[8., 0, 0, -76], [0, 8, 0, -108], [0, 0, 8, -64], [0, 0, 0, 1]])), view=view)
+    assert len(fig.axes) >= 2
+    plt.close('all')
+    with pytest.raises(ValueError, match='view is'): plot_brain(library(), 0, view='inside')
+
+
+def test_map_without_sides_and_in_one_dimension():
+    from protoalign.atlas import map_coordinates
+    x, y, _, _ = world()
+    lib = library()
+    assert map_coordinates(lib).stimuli is None and map_coordinates(lib, X=x).stimuli.shape == (300, 2) and map_coordinates(lib, Y=y).prototypes.shape == (6, 2)
+    flat = partition_library(np.arange(30) % 2, 2)
+    at = map_coordinates(flat)
+    assert at.share == pytest.approx(1) and np.allclose(at.prototypes[:, 1], 0)
+    assert np.linalg.norm(at.prototypes[0] - at.prototypes[1]) == pytest.approx(np.linalg.norm(flat.p_z[0] - flat.p_z[1]))
