@@ -72,14 +72,16 @@ def prototype_map(
     ax.set(xticks=[], yticks=[], xlabel=f'first axis (both keep {at.share:.0%} of the differences)', ylabel='second axis')
     return ax
 
-# %% ../nbs/37_atlas.ipynb #ed2bd31c
+# %% ../nbs/37_atlas.ipynb #2727f01a
 def _glass(values, top, mask, view):
     import matplotlib.pyplot as plt
-    from nilearn import plotting
+    from nilearn import datasets, plotting
     from protoalign.fmri import to_image
     image, fig = to_image(values, mask), plt.figure(figsize=(6.4, 2.4))
-    if view == 'glass': plotting.plot_glass_brain(image, figure=fig, display_mode='lyrz', plot_abs=False, cmap='RdBu_r', vmin=-top, vmax=top, symmetric_cbar=True, colorbar=True)
-    else: plotting.plot_stat_map(image, bg_img=None, figure=fig, display_mode='mosaic', cut_coords=5, cmap='RdBu_r', vmin=-top, vmax=top, symmetric_cbar=True, black_bg=False)
+    if view == 'glass': plotting.plot_glass_brain(image, figure=fig, display_mode='lyrz', plot_abs=False, cmap='RdBu_r', threshold=0, vmin=-top, vmax=top, symmetric_cbar=True, colorbar=True)
+    else:
+        plotting.plot_stat_map(image, bg_img=datasets.load_mni152_template(resolution=3), threshold=top*1e-6, figure=fig, display_mode='mosaic', cut_coords=6, cmap='RdBu_r',
+                               vmin=-top, vmax=top, symmetric_cbar=True, black_bg=False, annotate=False)
     return fig
 
 def _surface(values, top, mask):
@@ -88,10 +90,10 @@ def _surface(values, top, mask):
     from nilearn import datasets, plotting, surface
     from protoalign.fmri import to_image
     image, mesh = to_image(values, mask), datasets.fetch_surf_fsaverage('fsaverage5')
-    fig, axes = plt.subplots(1, 2, figsize=(6.4, 2.8), subplot_kw=dict(projection='3d'), layout='constrained')
+    fig, axes = plt.subplots(1, 2, figsize=(6.4, 2.6), subplot_kw=dict(projection='3d'))
     for ax, side in zip(axes, ('left', 'right')):
         there = surface.vol_to_surf(image, mesh[f'pial_{side}'])
-        plotting.plot_surf_stat_map(mesh[f'infl_{side}'], there, hemi=side, view='lateral', bg_map=mesh[f'sulc_{side}'], axes=ax, figure=fig, colorbar=side == 'right', cmap='RdBu_r', vmin=-top, vmax=top)
+        plotting.plot_surf_stat_map(mesh[f'infl_{side}'], there, hemi=side, view='lateral', bg_map=mesh[f'sulc_{side}'], axes=ax, figure=fig, colorbar=side == 'right', threshold=top*1e-6, bg_on_data=False, cmap='RdBu_r', vmin=-top, vmax=top)
     return fig
 
 def _scatter(values, top, features):
@@ -121,7 +123,7 @@ def plot_brain(
     k: int, # Prototype
     features: pd.DataFrame=None, # What each feature is, n_features rows (`Responses.features`); with x, y, z in mm for a scatter
     mask=None, # Mask or region that gave the voxels, see `fmri.to_image`
-    view: str='glass', # With a mask: 'glass', 'mosaic' or 'surface' (the last needs a mask in MNI space)
+    view: str='glass', # With a mask, which lies in MNI space: 'glass', 'mosaic' (slices over the MNI template) or 'surface' (fsaverage5)
 ): # matplotlib figure; ValueError where mask or table do not fit the library
     "What the brain says to a prototype, where it says it."
     patterns = lib.brain_patterns()

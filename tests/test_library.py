@@ -499,3 +499,30 @@ def test_map_without_sides_and_in_one_dimension():
     at = map_coordinates(flat)
     assert at.share == pytest.approx(1) and np.allclose(at.prototypes[:, 1], 0)
     assert np.linalg.norm(at.prototypes[0] - at.prototypes[1]) == pytest.approx(np.linalg.norm(flat.p_z[0] - flat.p_z[1]))
+
+
+@needs_data('macaque_v4', 'cifar_resnet_weights')
+def test_atlases_of_two_monkeys(tmp_path):
+    "Real photographs and neurons: the page is whole, and dark photographs are found in both."
+    import matplotlib
+    matplotlib.use('Agg')
+    from protoalign.activations import extract
+    from protoalign.atlas import make_atlas
+    from protoalign.datasets import load
+    from protoalign.naming import name_prototypes, rename
+    from protoalign.networks import backbone
+    net = backbone('resnet20')
+    model = net.make()
+    (copies := tmp_path/'copies').mkdir()
+    for session in ('201025', '190923'):
+        d = load('macaque-v4', session=session)
+        x, y = extract(model, 'layer2', net.prepare(d.stimuli, 48), grid=4)['layer2'], d.responses[f'V4-{session}']
+        lib = make_library(JointPrototypes(12).fit(x, y.values), d.ids, network=model, data=(x, y.values), dataset='macaque-v4', target=f'V4-{session}', licence=d.licence)
+        seen = pd.DataFrame({'brightness': d.stimuli.mean((1, 2, 3)), 'contrast': d.stimuli.std((1, 2, 3))})
+        lib = rename(lib, name_prototypes(lib, seen))
+        assert 'low brightness' in lib.names
+        page = make_atlas(lib, d, tmp_path/f'{session}.html', labels=seen, responses=y, activations=x)
+        assert page.stat().st_size < 3e6 and 'GPL-3.0' in page.read_text(encoding='utf-8')
+        if CHROMIUM:
+            said = probed(page, copies)
+            assert said['images'] == said['loaded'] == 12*8 + 12 + 1
