@@ -24,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
 
-from .activations import eval_mode, extract, get_layer
-from .data import Responses, check_responses, hash_fraction, mean_repeats, select, split_stimuli
+from .activations import extract
+from .data import Responses, check_responses, hash_fraction, mean_repeats, select
 from .datasets import dataset_options, load
 from .files import atomic_write
+from .layers import eval_mode, get_layer
 from .networks import backbone
 from .score import BrainGroups, score_layer
 from .train import ARMS, Settings, Stimuli, Task, fit, no_random, task_accuracy, train_arm
@@ -141,7 +142,7 @@ def seed_data(
 ) -> SeedData: # Task, training stimuli and the parts to score on
     "Load, split and prepare what one seed needs."
     data, responses, net = _dataset(config, data_dir), target_responses(config, data_dir), backbone(config.backbone)
-    split = split_stimuli(data.groups, seed)
+    split = data.split(seed)
     x = net.prepare(data.stimuli, config.stimulus_size, data.white)
     parts = {name: (x[rows], responses.values[rows]) for name, rows in zip(split._fields, split)}
     stimuli = Stimuli(x[split.train], responses.values[split.train], tuple(np.array(data.ids)[split.train]))
@@ -158,7 +159,7 @@ def check(
     net, data = backbone(config.backbone), _dataset(config, data_dir)
     responses, ids = target_responses(config, data_dir), np.array(data.ids)
     for seed in range(config.n_seeds):
-        split = split_stimuli(data.groups, seed)
+        split = data.split(seed)
         for rows in split: check_responses(replace(responses, values=responses.values[rows], ids=tuple(ids[rows])))
     if config.settings.K > len(split.train):
         raise ValueError(f'K = {config.settings.K} prototypes are impossible with {len(split.train)} training stimuli: choose fewer')

@@ -11,7 +11,7 @@ __all__ = ['layer_scores', 'layer_sweep', 'plot_layer_sweep']
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .data import as_matrix
 from .encoding import ALPHAS, encoding_score

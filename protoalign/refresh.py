@@ -21,8 +21,9 @@ from fastcore.basics import patch
 from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score
 
-from .activations import capture, eval_mode, extract
+from .activations import extract
 from .joint import JointPrototypes
+from .layers import capture, eval_mode
 from .library import PrototypeLibrary, make_library, match_labels
 from .loss import proto_loss
 from .reduce import effective_rank, projection_layer
@@ -35,7 +36,7 @@ class Refit:
         responses, # Responses to them, (n_stimuli, n_voxels)
         ids, # Their ids, n_stimuli
         layer, # Name of the layer
-        grid=1, # Pooling of its maps, see `activations.pool`
+        grid=1, # Pooling of its maps, see `layers.pool`
         provenance=None, # What the library should remember, values that JSON can hold
         **joint, # Arguments of `JointPrototypes`
     ):

@@ -77,7 +77,7 @@ def _objects92_files():
     files = {name: (github(*_RSATOOLBOX[:2], f'{_RSATOOLBOX[2]}/{name}'), sha) for name, sha in here.items()}
     return {**files, **{f'fmri15_{r}_RDMs.npz': (github(*_NET2BRAIN[:2], f'{_NET2BRAIN[2]}/fmri_{r}_RDMs.npz'), sha) for r, sha in fmri.items()}}
 
-# %% ../nbs/05_sources.ipynb #809d52a3
+# %% ../nbs/05_sources.ipynb #293e9656
 SOURCES = {s.name: s for s in (
     Source('digits', 'handwritten digits, in scikit-learn', 'scikit-learn', 'BSD-3-Clause; subjects simulated by protoalign',
         'Alpaydin & Kaynak 1998 (UCI)', 'everything, with SIMULATED subjects', 0.),
@@ -95,7 +95,7 @@ SOURCES = {s.name: s for s in (
         'Norman-Haignere, Kanwisher & McDermott 2015 (Neuron); Norman-Haignere et al. 2022 (Current Biology)',
         'sounds with fMRI components and intracranial electrodes', 17.5, ('fmri_components.mat',)),
     Source('haxby', 'runs of one person, masks and stimuli of the block-design study', 'nilearn.datasets.fetch_haxby',
-        'see nilearn.datasets.fetch_haxby', 'Haxby et al. 2001 (Science)', 'fMRI of eight categories in blocks', 310., ('haxby2001',), by='nilearn'),
+        'CC BY-SA 3.0', 'Haxby et al. 2001 (Science 293, 2425)', 'fMRI of eight categories in blocks; no single images', 310., ('haxby2001',), by='nilearn'),
     Source('nsd', 'nsddata, nsddata_betas and nsddata_stimuli as published (the size is that of one person\'s betas and the images)', 'naturalscenesdataset.org (sign the data access agreement first)',
         'NSD Data Access Agreement: research only, no passing on', 'Allen et al. 2022 (Nature Neuroscience)',
         'alignment at full size: 8 people, 73,000 photographs', 82_000., ('nsddata/experiments/nsd/nsd_stim_info_merged.csv',)),

@@ -28,7 +28,7 @@ with warnings.catch_warnings():
     from fastai.torch_core import default_device, no_random
 from tqdm.auto import tqdm
 
-from .activations import eval_mode
+from .layers import eval_mode
 from .library import PrototypeLibrary
 from .refresh import ProtoLoss, ProtoRefresh, Refit
 

@@ -94,7 +94,35 @@ def nifti(values, ids, sessions, folder):
     return image_responses(folder/'betas.nii.gz', folder/'mask.nii.gz', ids, sessions=sessions)
 
 
-@pytest.mark.parametrize('read', [npy, npz, mat, mat73, hdf5, csv, assembly, nifti], ids=lambda f: f.__name__)
+def surface(values, ids, sessions, folder):
+    "Both hemispheres of a made cortex; 20 vertices of each are the region."
+    from nilearn.surface import InMemoryMesh, PolyMesh, SurfaceImage
+    from protoalign.fmri import image_responses
+    rng = np.random.default_rng(2)
+    mesh = PolyMesh(*(InMemoryMesh(rng.normal(size=(30, 3)), np.stack([rng.permutation(30)[:3] for _ in range(20)])) for _ in range(2)))
+    inside = {side: np.zeros(30, np.int8) for side in ('left', 'right')}
+    data = {side: np.zeros((30, len(values)), np.float32) for side in inside}
+    for side, part in zip(inside, np.split(values, 2, axis=1)):
+        inside[side][5:25] = 1
+        data[side][5:25] = part.T
+    return image_responses(SurfaceImage(mesh, data), SurfaceImage(mesh, inside), ids, sessions=sessions)
+
+
+def epochs(values, ids, sessions, folder):
+    "An EEG of 40 sensors: the response of a trial is the voltage from 100 to 200 ms."
+    mne = pytest.importorskip('mne')
+    from protoalign.meeg import read_epochs_responses
+    volts = np.zeros((len(values), N_VOXELS, 40))
+    volts[:, :, 20:30] = 1e-6*values[:, :, None]
+    info = mne.create_info([f'EEG {i:03d}' for i in range(N_VOXELS)], 100., 'eeg')
+    known = {o: i + 1 for i, o in enumerate(dict.fromkeys(ids))}
+    events = np.c_[100*np.arange(len(ids)), np.zeros(len(ids), int), [known[o] for o in ids]]
+    made = mne.EpochsArray(volts, info, events, tmin=-.1, event_id=known, metadata=pd.DataFrame(dict(stimulus=ids, day=sessions)), verbose='error')
+    made.save(folder/'x-epo.fif', verbose='error')
+    return read_epochs_responses(folder/'x-epo.fif', 'stimulus', windows=[(.1, .2)], sessions='day')
+
+
+@pytest.mark.parametrize('read', [npy, npz, mat, mat73, hdf5, csv, assembly, nifti, surface, epochs], ids=lambda f: f.__name__)
 def test_five_lines(read, trials, images, model, tmp_path):
     recording = read(*trials, tmp_path)
     split = check_split(GROUPS, split_stimuli(GROUPS))
@@ -108,3 +136,41 @@ def test_five_lines(read, trials, images, model, tmp_path):
     assert score.r.mean() > .6 and score.r2.mean() < ceiling.mean() + .05
     back = dict(zip(recording.ids, recording.values))
     for x, i in zip(trials[0][:20], trials[1][:20]): assert np.isclose(back[i], x, rtol=1e-5).all(1).any(), 'each trial is a repeat of its stimulus'
+
+
+def test_five_lines_of_nsd(tmp_path):
+    "The same with files of NSD's layout: the network sees the pictures, the voxels answer to their colours; the shared pictures are the test set."
+    pytest.importorskip('h5py')
+    from protoalign.nsd import nsd_images, nsd_responses, nsd_trials
+    from protoalign.nsd_simulated import make_nsd_files
+    planted = make_nsd_files(tmp_path, n_sessions=3, n_trials=120, n_images=400)
+    shown = nsd_trials(tmp_path, 1).drop_duplicates('id').set_index('id')
+    recording = nsd_responses(tmp_path, 1, 'streams')
+    train_ids = [o for o in recording.ids if not shown.shared1000[o]]
+    kept = select_reliable(zscore_sessions(recording, train_ids), train_ids, minimum=.3)
+    responses, pictures = mean_repeats(kept), nsd_images(tmp_path, recording.ids, size=2).reshape(len(recording), -1).astype(float)
+    train = np.isin(responses.ids, train_ids)
+    score = encoding_score(pictures[train], responses.values[train], pictures[~train], responses.values[~train])
+    ceiling = planted[tuple(kept.features[list('ijk')].to_numpy().T)]**2
+    assert (~train).sum() > 20 and score.r.mean() > .6 and score.r2.mean() < (ceiling/(ceiling + 1/3)).mean() + .05
+
+
+def test_five_lines_of_sounds(tmp_path):
+    "Clips in a folder, and a network that hears: the pitch of simulated tones is what the simulated voxels answer to."
+    soundfile = pytest.importorskip('soundfile')
+    import torch
+    from protoalign.data import content_groups
+    from protoalign.sound_sets import read_sounds
+    rng = np.random.default_rng(0)
+    pitch, names = rng.uniform(300, 1500, 80), [f'{i:02d}.wav' for i in range(80)]
+    for f, name in zip(pitch, names): soundfile.write(tmp_path/name, .5*np.sin(2*np.pi*f*np.arange(2000)/8000 + rng.uniform(0, 6)), 8000)
+    np.save(tmp_path/'x.npy', (np.log(pitch)[:, None]*[1, -1, 2, -1, 1] + .05*rng.normal(size=(80, 5)))[:, None] + .05*rng.normal(size=(80, 3, 5)))
+    torch.manual_seed(0)
+    ear = torch.nn.Sequential(torch.nn.Conv1d(1, 64, 64, 4), torch.nn.ReLU())
+
+    recording = read_responses(tmp_path/'x.npy', names)
+    waves, _ = read_sounds(tmp_path, names)
+    split = split_stimuli(content_groups(waves))
+    responses = mean_repeats(zscore_sessions(recording, [names[i] for i in split.train])).values
+    activations = extract(ear, '1', waves[:, None])['1']
+    assert encoding_score(activations[split.train], responses[split.train], activations[split.test], responses[split.test]).r.mean() > .9

@@ -8,6 +8,7 @@ import pytest
 from conftest import needs_data
 from protoalign.joint import JointPrototypes
 from protoalign.library import FORMAT_VERSION, PrototypeLibrary, data_hash, make_library, weights_hash
+from protoalign.share import from_hub, push_to_hub, save_folder
 
 
 @functools.cache
@@ -119,7 +120,7 @@ def test_the_same_fit_gives_the_same_bytes(tmp_path):
 
 def test_folder_has_a_header_and_a_card(tmp_path):
     lib = library(dataset='a | b', licence='CC BY 4.0', citation='Someone 2020')
-    lib.save(tmp_path)
+    save_folder(lib, tmp_path)
     header, card = json.loads((tmp_path/'library.json').read_text()), (tmp_path/'README.md').read_text()
     assert header['ids'] == list(lib.ids) and header['version'] == FORMAT_VERSION
     assert card.startswith('---\n') and 'CC BY 4.0' in card and 'No stimuli are included' in card and 'a \\| b' in card
@@ -199,11 +200,11 @@ def hub(tmp_path, monkeypatch):
 
 def test_push_and_pull(hub, tmp_path):
     lib = library(licence='CC BY 4.0', citation='Someone 2020', shareable=True)
-    where = lib.push_to_hub('somebody/shapes', private=True, token='hf_made_up', endpoint=hub.address)
+    where = push_to_hub(lib, 'somebody/shapes', private=True, token='hf_made_up', endpoint=hub.address)
     assert where.endswith('a'*40) and hub.created[0]['name'] == 'shapes' and (hub.created[0].get('visibility') == 'private' or hub.created[0].get('private') is True)
     assert set(hub.files) == {'README.md', 'library.json', 'library.safetensors'} and b'CC BY 4.0' in hub.files['README.md']
     assert {who for _, who in hub.calls} == {'Bearer hf_made_up'}
-    back = PrototypeLibrary.from_hub('somebody/shapes', revision='main', token=False, endpoint=hub.address, cache_dir=tmp_path/'cache')
+    back = from_hub('somebody/shapes', revision='main', token=False, endpoint=hub.address, cache_dir=tmp_path/'cache')
     x, y, _, joint = world()
     assert back.provenance == json.loads(json.dumps(lib.provenance)) and (back.predict(x, y) == joint.predict(x, y)).all()
 
@@ -211,19 +212,19 @@ def test_push_and_pull(hub, tmp_path):
 def test_what_arrives_from_a_hub_is_checked(hub, tmp_path):
     hub.files['library.safetensors'] = b'import os; os.remove("everything")'
     with pytest.raises(ValueError, match='is not a prototype library'):
-        PrototypeLibrary.from_hub('somebody/shapes', token=False, endpoint=hub.address, cache_dir=tmp_path/'cache')
+        from_hub('somebody/shapes', token=False, endpoint=hub.address, cache_dir=tmp_path/'cache')
     hub.files.clear()
     with pytest.raises(Exception, match='404|not found|Not Found'):
-        PrototypeLibrary.from_hub('somebody/shapes', token=False, endpoint=hub.address, cache_dir=tmp_path/'other')
+        from_hub('somebody/shapes', token=False, endpoint=hub.address, cache_dir=tmp_path/'other')
 
 
 @pytest.mark.parametrize('said, may, refused', [(None, False, True), (None, True, False), (True, False, False), (False, True, True), ('yes', False, True)], ids=str)
 def test_sharing_needs_a_word(hub, said, may, refused):
     lib = library(licence='none stated', **({} if said is None else {'shareable': said}))
     if refused:
-        with pytest.raises(ValueError, match='none stated'): lib.push_to_hub('somebody/shapes', token='hf_made_up', endpoint=hub.address, i_may_share=may)
+        with pytest.raises(ValueError, match='none stated'): push_to_hub(lib, 'somebody/shapes', token='hf_made_up', endpoint=hub.address, i_may_share=may)
         assert not hub.calls
-    else: assert lib.push_to_hub('somebody/shapes', token='hf_made_up', endpoint=hub.address, i_may_share=may)
+    else: assert push_to_hub(lib, 'somebody/shapes', token='hf_made_up', endpoint=hub.address, i_may_share=may)
 
 
 # Naming
@@ -481,7 +482,7 @@ def test_brain_maps_from_a_mask(view):
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     from nibabel import Nifti1Image
-    from protoalign.atlas import plot_brain
+    from protoalign.views import plot_brain
     cubes = np.zeros((20, 24, 20), np.int8)
     cubes[3:6, 10:13, 8] = 1
     fig = plot_brain(library(), 0, mask=Nifti1Image(cubes, np.array([[8., 0, 0, -76], [0, 8, 0, -108], [0, 0, 8, -64], [0, 0, 0, 1]])), view=view)
@@ -491,7 +492,7 @@ def test_brain_maps_from_a_mask(view):
 
 
 def test_map_without_sides_and_in_one_dimension():
-    from protoalign.atlas import map_coordinates
+    from protoalign.views import map_coordinates
     x, y, _, _ = world()
     lib = library()
     assert map_coordinates(lib).stimuli is None and map_coordinates(lib, X=x).stimuli.shape == (300, 2) and map_coordinates(lib, Y=y).prototypes.shape == (6, 2)

@@ -32,7 +32,7 @@ def test_shared_photographs_fall_on_one_side():
 @needs_data('macaque_v4')
 def test_shuffled_photographs_predict_nothing():
     "The permuted control of the recordings' own page: no encoding without the right order."
-    from protoalign.activations import pool
+    from protoalign.layers import pool
     from protoalign.datasets import load
     from protoalign.encoding import encoding_score
     from protoalign.networks import prepare
