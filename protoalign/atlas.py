@@ -72,7 +72,7 @@ def spectrogram_uri(
     x = np.clip((level - level.max())/decibels + 1, 0, 1)[::-1]
     return _saved(Image.fromarray(np.round(255*colormaps['cividis'](x)[..., :3]).astype(np.uint8)).resize((160, 80)), 'PNG')
 
-# %% ../nbs/37_atlas.ipynb #80e934cc
+# %% ../nbs/37_atlas.ipynb #305b743d
 _ATLAS = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'">
@@ -87,7 +87,7 @@ img.wide { width: 100%; max-width: 36rem; height: auto } .two { display: flex; f
 table { border-collapse: collapse; font-size: .85rem } td, th { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #eee; vertical-align: top } th { background: #f6f6f6 } .n { text-align: right; white-space: nowrap }
 .scroll { overflow-x: auto } .hash { overflow-wrap: anywhere } .note { background: #fff6e0; border-left: 4px solid #de8f05; padding: .5rem 1rem }
 .bar { position: relative; width: 9rem; height: .8rem; background: #f0f0f0 } .bar i { position: absolute; left: 0; top: 0; bottom: 0; background: #0173b2 } .bar b { position: absolute; top: -.15rem; bottom: -.15rem; width: 2px; background: #1b1b1b }
-@media print { body { max-width: none; margin: 0; font-size: 11px } audio { display: none } .stimuli img { height: 52px } .sounds { grid-template-columns: repeat(4, 1fr) } img.wide { max-width: 22rem } .two > * { flex-basis: 12rem } a { color: inherit; text-decoration: none } .bar, .bar i, .bar b { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
+@media print { body { max-width: none; margin: 0; font-size: 11px } audio { display: none } .stimuli img { height: 52px } .stimuli.sounds { grid-template-columns: repeat(4, 1fr) } tr { break-inside: avoid } img.wide { max-width: 20rem } .two > * { flex-basis: 12rem } a { color: inherit; text-decoration: none } .bar, .bar i, .bar b { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p>{{ n }} prototypes that a network and a brain share, learned from {{ n_stimuli }} stimuli. Each gathers stimuli that both treat alike.</p>
