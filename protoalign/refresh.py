@@ -49,10 +49,10 @@ class Refit:
         "Library of `model` as it now is; `like` is the previous one, whose numbers it keeps."
         acts = extract(model, self.layer, self.stimuli, self.grid)[self.layer]
         joint = JointPrototypes(**self.joint, init=None if like is None else like.assign).fit(acts, self.responses)
-        lib = make_library(joint, self.ids, **self.provenance)
+        lib = make_library(joint, self.ids, model, **self.provenance)
         if like is not None:
             lib = lib.renumber(match_labels(lib.assign, like.assign, len(lib), cdist(lib.p_r, like.p_r)))
-            lib.names = like.names
+            lib.names, lib.named_by = like.names, like.named_by
         self.log = _refresh_log(joint, lib, like, acts)
         return lib
 
