@@ -32,8 +32,8 @@ def inertia(
     "What K-means minimises."
     return float(((x - cluster_means(x, labels, labels.max() + 1)[labels])**2).sum(dtype=float))
 
-# %% ../nbs/31_clusters.ipynb #8f09a4a1
-def _step(x, centres, block=8192):
+# %% ../nbs/31_clusters.ipynb #277a0941
+def _step(x, centres, block=16384):
     "Nearest centre of each row, its score u'c - |c|^2/2, and the sum of each cluster's members in float64."
     xp, labels, scores, sums = array_namespace(x), [], [], 0.
     half, numbers = xp.sum(centres*centres, axis=1)/2, xp.arange(len(centres), device=x.device)

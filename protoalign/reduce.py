@@ -14,7 +14,13 @@ from sklearn.decomposition import PCA
 
 from .data import as_matrix
 
-# %% ../nbs/30_reduce.ipynb #0b03a510
+# %% ../nbs/30_reduce.ipynb #a7de3670
+def _gram_basis(a, k):
+    "Orthonormal columns (n, k) that span the first k left singular vectors of `a` (n, d), from the n x n Gram matrix."
+    n, gram = len(a), 0.
+    for i in range(0, a.shape[1], 4096): gram = gram + (a[:, i:i + 4096] @ a[:, i:i + 4096].T).astype(float)
+    return eigh(gram, subset_by_index=[n - k, n - 1])[1][:, ::-1]
+
 def _krylov_basis(a, k, seed, block, tol):
     "Orthonormal columns (n, k) that span the first k left singular vectors of `a` (n, d), n <= d."
     n, n_steps = len(a), 0
@@ -28,7 +34,7 @@ def _krylov_basis(a, k, seed, block, tol):
         w -= basis @ h
         q, r = qr(w - basis @ (basis.T @ w), mode='economic')
         m = len(small)
-        if m == n or m >= k + block and n_steps % 4 == 0:
+        if m == n or m >= k + block and n_steps % 2 == 0:
             values, vectors = eigh(small, subset_by_index=[m - k, m - 1])
             residual = np.linalg.norm(r @ vectors[m - q.shape[1]:], axis=0)
             if m == n or (residual <= np.maximum(tol*values, 30*np.finfo(a.dtype).eps*values[-1])).all(): return basis @ vectors[:, ::-1]
@@ -39,13 +45,14 @@ def krylov_svd(
     k: int, # Number of singular triplets, at most min(n, d)
     random_state: int=0, # Of the first columns; the result does not depend on it beyond rounding
     block: int=32, # Columns of one product
-    tol: float=1e-4, # Largest residual of an eigenvalue of the Gram matrix, relative to it
+    tol: float=1e-3, # Largest residual of an eigenvalue of the Gram matrix, relative to it; errors of the singular values are of the order of its square
 ): # Singular vectors (n, k), values (k,) falling, vectors (k, d), all float64
-    "First singular triplets by block Lanczos with full reorthogonalisation (Golub & Underwood 1977)."
+    "First singular triplets, by block Lanczos with full reorthogonalisation (Golub & Underwood 1977) where the smaller side exceeds 8 k."
     if a.shape[0] > a.shape[1]:
         u, s, vt = krylov_svd(a.T, k, random_state, block, tol)
         return vt.T, s, u.T
-    u = _krylov_basis(a, k, random_state, block, tol)
+    if len(a) <= 8*k: u = _gram_basis(a, k)
+    else: u = _krylov_basis(a if tol < 1e-4 else a.astype(np.float32, copy=False), k, random_state, block, tol)
     q, r = qr((a.T @ u.astype(a.dtype)).astype(float), mode='economic')
     turn, s, vt = svd(r.T)
     return u @ turn, s, vt @ q.T
@@ -95,8 +102,8 @@ def fit_pca(
     own = solver == 'krylov' or solver == 'auto' and x.size > LARGE
     def fit(k): return _krylov_pca(x, k, random_state) if own else PCA(k, random_state=random_state).fit(x)
     pca = fit(min(n_components, len(x) - 1, x.shape[1]))
-    s, eps = pca.singular_values_, np.finfo(x.dtype).eps
-    rank = int((s > s[0]*eps*(max(x.shape) if x.dtype == float else 10*np.sqrt(max(x.shape)))).sum())
+    s, eps = pca.singular_values_, np.finfo(float).eps
+    rank = int((s > s[0]*(1e-5 if own else eps*max(x.shape))).sum())
     return pca if rank == len(s) else fit(rank)
 
 # %% ../nbs/30_reduce.ipynb #ebf29ef5

@@ -5,7 +5,7 @@
 All cores are used (set OMP_NUM_THREADS for fewer); the number of threads and the load of the machine at the start stand in the table.
 faiss is a peer only where `import faiss` works (pip install faiss-cpu, or PYTHONPATH to a folder that holds it).
 """
-import argparse, json, os, platform, resource, subprocess, sys, time
+import argparse, json, os, platform, subprocess, sys, time
 from functools import partial
 from pathlib import Path
 
@@ -120,13 +120,19 @@ def raw_responses(n, d, spectrum):
     return x + (.02 if spectrum == 'falling' else 1)*rng.standard_normal((n, d), dtype=np.float32)
 
 
+def peak_gb():
+    "Largest memory of this process so far (Linux), in GB."
+    status = Path('/proc/self/status')
+    return int(status.read_text().split('VmHWM:')[1].split()[0])/2**20 if status.exists() else float('nan')
+
+
 def one_pca(n, d, spectrum, dtype, solver):
     "One PCA in a process of its own, for its peak of memory."
     x = raw_responses(n, d, spectrum).astype(dtype, copy=False)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
+    before = peak_gb()
     fit = (lambda: fit_pca(x, 128, solver='krylov')) if solver == 'protoalign' else lambda: PCA(128, svd_solver='randomized', random_state=0).fit(x)
     pca, spent = timed(fit)
-    return dict(**spent, kept=float(pca.explained_variance_ratio_.sum()), last=float(pca.singular_values_[-1]), gb_before=before, peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20)
+    return dict(**spent, kept=float(pca.explained_variance_ratio_.sum()), last=float(pca.singular_values_[-1]), gb_before=before, peak_gb=peak_gb())
 
 
 def pca_part(n, d):
