@@ -7,12 +7,16 @@ Docs: https://protoalign.github.io/protoalign/clusters.html.md"""
 # %% auto #0
 __all__ = ['ALGORITHMS', 'MANY', 'cluster_means', 'inertia', 'kmeans_labels']
 
-# %% ../nbs/31_clusters.ipynb #13ee7015
+# %% ../nbs/31_clusters.ipynb #b12f4f51
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 from array_api_compat import array_namespace
 from scipy.sparse import csr_array
 from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.metrics import pairwise_distances_argmin_min
+from threadpoolctl import threadpool_info, threadpool_limits
 
 # %% ../nbs/31_clusters.ipynb #89b59899
 def cluster_means(
@@ -32,19 +36,31 @@ def inertia(
     "What K-means minimises."
     return float(((x - cluster_means(x, labels, labels.max() + 1)[labels])**2).sum(dtype=float))
 
-# %% ../nbs/31_clusters.ipynb #277a0941
-def _step(x, centres, block=16384):
-    "Nearest centre of each row, its score u'c - |c|^2/2, and the sum of each cluster's members in float64."
-    xp, labels, scores, sums = array_namespace(x), [], [], 0.
-    half, numbers = xp.sum(centres*centres, axis=1)/2, xp.arange(len(centres), device=x.device)
-    for i in range(0, len(x), block):
-        part = x[i:i + block]
-        score = part @ centres.T - half
-        labels.append(xp.argmax(score, axis=1))
-        scores.append(xp.max(score, axis=1))
-        member = xp.astype(numbers[:, None] == labels[-1][None], x.dtype)
-        sums = sums + xp.astype(member @ part, xp.float64)
-    return xp.concat(labels), xp.concat(scores), sums
+# %% ../nbs/31_clusters.ipynb #44318621
+def _block(part, centres, half):
+    "Nearest centre of some rows, its score u'c - |c|^2/2, and the counts and sums of each cluster, sums in float64."
+    xp = array_namespace(part)
+    numbers = xp.arange(len(centres), dtype=part.dtype, device=part.device)[:, None]
+    score = centres @ part.T
+    score -= half[:, None]
+    top = xp.max(score, axis=0)
+    member = xp.astype(score == top, part.dtype)
+    if float(xp.sum(member)) != len(part): member = xp.astype(numbers == xp.argmax(score, axis=0), part.dtype)
+    return xp.astype(numbers.T @ member, xp.int64)[0], top, xp.sum(member, axis=1), xp.astype(member @ part, xp.float64)
+
+def _step(x, centres, each=map, block=8192):
+    "`_block` over all rows; `each` may be the map of a pool of threads."
+    xp = array_namespace(x)
+    half = xp.sum(centres*centres, axis=1)/2
+    labels, scores, counts, sums = zip(*each(lambda i: _block(x[i:i + block], centres, half), range(0, len(x), block)))
+    return xp.concat(labels), xp.concat(scores), sum(counts), sum(sums)
+
+# %% ../nbs/31_clusters.ipynb #4591d700
+@contextmanager
+def _threads():
+    "A map over as many threads as BLAS would use."
+    n = max((o['num_threads'] for o in threadpool_info() if o['user_api'] == 'blas'), default=1)
+    with threadpool_limits(1, 'blas'), ThreadPoolExecutor(n) as pool: yield pool.map
 
 def _relocated(x, centres, counts, squares, scores):
     "Centres without members move to the rows that are farthest from their own centre."
@@ -53,21 +69,20 @@ def _relocated(x, centres, counts, squares, scores):
     if len(empty): centres[empty] = xp.astype(x[xp.argsort(scores - squares/2)[:len(empty)]], centres.dtype)
     return centres
 
-def _lloyd(x, centres, tol, max_iter=300):
+def _lloyd(x, centres, tol, max_iter=300, each=map):
     "Labels and inertia after Lloyd's iteration from `centres`; it stops where scikit-learn's does."
     xp = array_namespace(x)
     squares, still = xp.sum(x*x, axis=1), tol*float(xp.mean(xp.var(x, axis=0)))
     for _ in range(max_iter):
-        labels, scores, sums = _step(x, centres)
-        counts = xp.bincount(labels, minlength=len(centres))
+        _, scores, counts, sums = _step(x, centres, each)
         means = _relocated(x, sums/xp.clip(counts, 1, None)[:, None], counts, squares, scores)
         moved = float(xp.sum((means - centres)**2))
         centres = xp.astype(means, x.dtype)
         if moved <= still: break
-    labels, scores, _ = _step(x, centres)
+    labels, scores, _, _ = _step(x, centres, each)
     return labels, float(xp.sum(squares - 2*scores, dtype=xp.float64)), centres
 
-# %% ../nbs/31_clusters.ipynb #fca36e8e
+# %% ../nbs/31_clusters.ipynb #34ecdf08
 ALGORITHMS = 'auto', 'lloyd', 'sampled', 'torch', 'minibatch'
 MANY = 20_000 # Stimuli from which 'auto' leaves scikit-learn
 
@@ -88,13 +103,14 @@ def _sampled(u, k, init, n_init, random_state, device=None):
     if device is not None:
         import torch
         there, back = (lambda a: torch.from_numpy(a).to(device)), (lambda a: a.cpu().numpy())
-    if init is not None: best = there(_warm_centres(x, init, k).astype(np.float32))
-    else:
-        rng = np.random.default_rng(random_state)
-        sample = x[np.sort(rng.choice(len(x), min(len(x), max(10_000, 200*k)), replace=False))]
-        starts = [kmeans_plusplus(sample, k, random_state=int(s))[0] for s in rng.integers(2**31, size=n_init)]
-        best = min((_lloyd(there(sample), there(s), 1e-4)[1:] for s in starts), key=lambda o: o[0])[1]
-    return back(_lloyd(there(x), best, 1e-4)[0])
+    with (_threads() if device is None else nullcontext(map)) as each:
+        if init is not None: best = there(_warm_centres(x, init, k).astype(np.float32))
+        else:
+            rng = np.random.default_rng(random_state)
+            sample = x[np.sort(rng.choice(len(x), min(len(x), max(10_000, 200*k)), replace=False))]
+            def trial(seed): return _lloyd(there(sample), there(kmeans_plusplus(sample, k, random_state=int(seed))[0]), 1e-4, max_iter=20)[1:]
+            best = min(each(trial, rng.integers(2**31, size=n_init)), key=lambda o: o[0])[1]
+        return back(_lloyd(there(x), best, 1e-4, each=each)[0])
 
 def _device():
     import torch

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+import torch # noqa: F401 loaded before the clock starts, as the peers are: 'auto' asks it for a GPU
 from threadpoolctl import threadpool_info
 
 from protoalign.clusters import inertia, kmeans_labels
@@ -157,12 +158,11 @@ def main():
     if args.one: return print(json.dumps(one_pca(*json.loads(args.one))))
     n, shape, faiss, about = (21_000, (800, 3000)) + (faiss_or_none(), machine()) if args.quick else (73_000, (5000, 20_000)) + (faiss_or_none(), machine())
     parts = dict(kmeans=lambda: kmeans_part(n, faiss), fit=lambda: fit_part(n, faiss), pca=lambda: pca_part(*shape))
-    table = pd.DataFrame([{**row, **about} for part in args.parts.split(',') for row in parts[part]()])
-    if Path(args.out).exists():
-        old = pd.read_csv(args.out)
-        table = pd.concat([old[~old.part.isin(table.part)], table])
-    table.to_csv(args.out, index=False, float_format='%.6g')
-    print(table.drop(columns=['machine', 'size']).to_string())
+    for part in args.parts.split(','):
+        table = pd.DataFrame([{**row, **about} for row in parts[part]()])
+        print(table.drop(columns=['machine', 'size']).to_string(), flush=True)
+        old = pd.read_csv(args.out) if Path(args.out).exists() else table[:0]
+        pd.concat([o for o in (old[old.part != part], table) if len(o)]).to_csv(args.out, index=False, float_format='%.6g')
 
 
 if __name__ == '__main__': main()
