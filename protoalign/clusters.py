@@ -36,9 +36,9 @@ def inertia(
     "What K-means minimises."
     return float(((x - cluster_means(x, labels, labels.max() + 1)[labels])**2).sum(dtype=float))
 
-# %% ../nbs/31_clusters.ipynb #44318621
-def _block(part, centres, half):
-    "Nearest centre of some rows, its score u'c - |c|^2/2, and the counts and sums of each cluster, sums in float64."
+# %% ../nbs/31_clusters.ipynb #8ff29e21
+def _block(part, centres, half, old=None):
+    "Nearest centre of some rows, its score u'c - |c|^2/2, counts, and sums (float64) or what changes in them since the labels `old`."
     xp = array_namespace(part)
     numbers = xp.arange(len(centres), dtype=part.dtype, device=part.device)[:, None]
     score = centres @ part.T
@@ -46,16 +46,20 @@ def _block(part, centres, half):
     top = xp.max(score, axis=0)
     member = xp.astype(score == top, part.dtype)
     if float(xp.sum(member)) != len(part): member = xp.astype(numbers == xp.argmax(score, axis=0), part.dtype)
-    return xp.astype(numbers.T @ member, xp.int64)[0], top, xp.sum(member, axis=1), xp.astype(member @ part, xp.float64)
+    label, counts = (numbers.T @ member)[0], xp.sum(member, axis=1)
+    if old is not None:
+        rows = xp.nonzero(label != old)[0]
+        member, part = xp.astype(numbers == label[rows], part.dtype) - xp.astype(numbers == old[rows], part.dtype), part[rows]
+    return label, top, counts, xp.astype(member @ part, xp.float64)
 
-def _step(x, centres, each=map, block=8192):
+def _step(x, centres, each=map, old=None, block=8192):
     "`_block` over all rows; `each` may be the map of a pool of threads."
     xp = array_namespace(x)
     half = xp.sum(centres*centres, axis=1)/2
-    labels, scores, counts, sums = zip(*each(lambda i: _block(x[i:i + block], centres, half), range(0, len(x), block)))
+    labels, scores, counts, sums = zip(*each(lambda i: _block(x[i:i + block], centres, half, None if old is None else old[i:i + block]), range(0, len(x), block)))
     return xp.concat(labels), xp.concat(scores), sum(counts), sum(sums)
 
-# %% ../nbs/31_clusters.ipynb #4591d700
+# %% ../nbs/31_clusters.ipynb #9690c599
 @contextmanager
 def _threads():
     "A map over as many threads as BLAS would use."
@@ -73,16 +77,18 @@ def _lloyd(x, centres, tol, max_iter=300, each=map):
     "Labels and inertia after Lloyd's iteration from `centres`; it stops where scikit-learn's does."
     xp = array_namespace(x)
     squares, still = xp.sum(x*x, axis=1), tol*float(xp.mean(xp.var(x, axis=0)))
+    labels, sums = None, 0.
     for _ in range(max_iter):
-        _, scores, counts, sums = _step(x, centres, each)
+        labels, scores, counts, change = _step(x, centres, each, labels)
+        sums = sums + change
         means = _relocated(x, sums/xp.clip(counts, 1, None)[:, None], counts, squares, scores)
         moved = float(xp.sum((means - centres)**2))
         centres = xp.astype(means, x.dtype)
         if moved <= still: break
-    labels, scores, _, _ = _step(x, centres, each)
-    return labels, float(xp.sum(squares - 2*scores, dtype=xp.float64)), centres
+    labels, scores, _, _ = _step(x, centres, each, labels)
+    return xp.astype(labels, xp.int64), float(xp.sum(squares - 2*scores, dtype=xp.float64)), centres
 
-# %% ../nbs/31_clusters.ipynb #34ecdf08
+# %% ../nbs/31_clusters.ipynb #529f32b3
 ALGORITHMS = 'auto', 'lloyd', 'sampled', 'torch', 'minibatch'
 MANY = 20_000 # Stimuli from which 'auto' leaves scikit-learn
 
@@ -104,13 +110,14 @@ def _sampled(u, k, init, n_init, random_state, device=None):
         import torch
         there, back = (lambda a: torch.from_numpy(a).to(device)), (lambda a: a.cpu().numpy())
     with (_threads() if device is None else nullcontext(map)) as each:
-        if init is not None: best = there(_warm_centres(x, init, k).astype(np.float32))
+        if init is not None: best = [there(_warm_centres(x, init, k).astype(np.float32))]
         else:
             rng = np.random.default_rng(random_state)
             sample = x[np.sort(rng.choice(len(x), min(len(x), max(10_000, 200*k)), replace=False))]
             def trial(seed): return _lloyd(there(sample), there(kmeans_plusplus(sample, k, random_state=int(seed))[0]), 1e-4, max_iter=20)[1:]
-            best = min(each(trial, rng.integers(2**31, size=n_init)), key=lambda o: o[0])[1]
-        return back(_lloyd(there(x), best, 1e-4, each=each)[0])
+            best = [c for _, c in sorted(each(trial, rng.integers(2**31, size=n_init)), key=lambda o: o[0])[:3]]
+        x = there(x)
+        return back(min((_lloyd(x, c, 1e-4, each=each) for c in best), key=lambda o: o[1])[0])
 
 def _device():
     import torch

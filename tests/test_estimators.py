@@ -9,12 +9,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from protoalign.clusters import ALGORITHMS, inertia, kmeans_labels
+from protoalign.clusters import ALGORITHMS, _lloyd, cluster_means, inertia, kmeans_labels
 from protoalign.data import planted_world
-from protoalign.joint import JointPrototypes, regularised_cca
+from protoalign.joint import JointPrototypes
 from protoalign.library import make_library
 from protoalign.reduce import LARGE, fit_pca, variance_kept
-from protoalign.subjects import SubjectPrototypes
+from protoalign.subjects import Blocks, SubjectPrototypes, block_distances, block_means
 
 
 @parametrize_with_checks([JointPrototypes(n_prototypes=3), JointPrototypes(n_prototypes=3, algorithm='sampled')])
@@ -74,6 +74,16 @@ def test_duplicates(algorithm):
     u = np.repeat(np.random.default_rng(0).normal(size=(3, 5)), 10, axis=0)
     labels = kmeans_labels(u, 6, algorithm=algorithm)
     assert labels.min() >= 0 and labels.max() < 6 and inertia(u, labels) < 1e-9
+
+
+@pytest.mark.parametrize('n_lost', [1, 3])
+def test_lost_centres_find_members(n_lost):
+    x = np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32)
+    start = np.vstack([x[:5], np.full((n_lost, 4), 99, dtype=np.float32)])
+    labels, loss, centres = _lloyd(x, start, 1e-4)
+    assert np.bincount(labels, minlength=5 + n_lost).min() > 0
+    assert loss == pytest.approx(inertia(x, labels), rel=1e-3)
+    assert np.allclose(centres, cluster_means(x, labels, 5 + n_lost), atol=.02)
 
 
 def test_large_matrices_are_exact_and_stay_float32():
@@ -155,6 +165,20 @@ def test_subjects_with_gaps(missing):
     for s, y in brains.items():
         assert fitted.counts_brain_[s].sum() == fitted.sides_[s]['seen'] == (~np.isnan(y).any(1)).sum()
         assert np.allclose(fitted.prototype_voxels_[s], [np.nanmean(y[fitted.labels_ == k], axis=0) for k in range(6)], atol=1e-10)
+
+
+def test_means_of_blocks_are_the_minimum():
+    "The weighted means lower the sum that the assignment lowers; nothing near them is lower."
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(.2, 1, size=(60, 3))*(rng.uniform(size=(60, 3)) < [1, .5, .5])
+    blocks = Blocks(rng.normal(size=(60, 7)), weights, np.array([0, 2, 5]))
+    blocks = blocks._replace(values=blocks.values*blocks.spread(weights > 0))
+    labels = np.arange(60) % 3
+    means = block_means(blocks, labels, 3)
+    def objective(values): return (block_distances(blocks, means._replace(values=values))*weights.sum(1, keepdims=True))[np.arange(60), labels].sum()
+    assert all(objective(means.values) < objective(means.values + .02*rng.normal(size=means.values.shape)) for _ in range(50))
+    first = np.average(blocks.values[labels == 1, 2:5], axis=0, weights=weights[labels == 1, 1])
+    assert np.allclose(means.values[1, 2:5], first, atol=1e-12)
 
 
 def test_one_subject_many_times_is_one_subject():
