@@ -34,7 +34,7 @@ _RUN_OPTIONS = (
     ('--tau', 'settings.tau', float, 'temperature'),
     ('--K', 'settings.K', int, 'number of prototypes'),
     ('--every', 'settings.every', int, 'epochs E between refreshes, 0 for never'),
-    ('--joint', 'settings.joint', str, 'pca or cca on the joined sides'),
+    ('--joint', 'settings.joint', str, 'pca, cca or plsc on the joined sides'),
     ('--brain-weight', 'settings.brain_weight', float, 'share of the brain in the joint clustering'),
 )
 

@@ -179,7 +179,7 @@ def _check_values(config):
     told = [(name, values[name], kind) for kind, names in _RANGES.items() for name in names if values[name] is not None]
     for name, value, kind in [*told, *(('a λ of the sweep', lam, 'at least 0') for lam in config.sweep)]:
         if not _IN_RANGE[kind](value): raise ValueError(f'{name} must be {kind}, got {value}')
-    if config.settings.joint not in (None, 'pca', 'cca'): raise ValueError(f"joint is None, 'pca' or 'cca', got {config.settings.joint!r}")
+    if config.settings.joint not in (None, 'pca', 'cca', 'plsc'): raise ValueError(f"joint is None, 'pca', 'cca' or 'plsc', got {config.settings.joint!r}")
 
 def _check_network(config, data, net, data_dir):
     "One stimulus and one task image go through the network; its outputs must be enough for the labels."

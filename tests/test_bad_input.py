@@ -68,7 +68,7 @@ def test_constant_on_training_stimuli_only(tmp_path):
     (dict(settings=replace(TINY.settings, tau=np.nan)), 'tau must be positive, got nan'),
     (dict(settings=replace(TINY.settings, every=-1)), 'every must be at least 0'),
     (dict(settings=replace(TINY.settings, brain_weight=2.)), 'brain_weight must be from 0 to 1'),
-    (dict(settings=replace(TINY.settings, joint='foo')), "joint is None, 'pca' or 'cca', got 'foo'"),
+    (dict(settings=replace(TINY.settings, joint='foo')), "joint is None, 'pca', 'cca' or 'plsc', got 'foo'"),
     (dict(sweep=(.1, -1.)), 'a λ of the sweep must be at least 0, got -1'),
     (dict(pretrain_epochs=-1), 'pretrain_epochs must be at least 0'),
     (dict(options={'session': '5'}), "'digits' has no option session; it has: none"),
