@@ -11,7 +11,7 @@ __all__ = ['Responses', 'select', 'select_features', 'gather_repeats', 'mean_rep
            'planted_world']
 
 # %% ../nbs/10_data.ipynb #ec5f99d6
-import hashlib
+import hashlib, os
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class Responses:
     sessions: np.ndarray = None # Session of each response, (n_stimuli,) or (n_stimuli, n_repeats), any labels; None for one session
 
     def __post_init__(self):
-        values, ids = np.asarray(self.values, dtype=np.float32), tuple(map(str, self.ids))
+        values, ids = np.asarray(self.values, dtype=np.float32), tuple(map(_id, self.ids))
         if values.ndim not in (2, 3) or len(values) != len(ids):
             raise ValueError('responses are (n_stimuli, n_features) or (n_stimuli, n_repeats, n_features), one row '
                              f'for each stimulus id; got values of shape {values.shape} and {len(ids)} ids')
@@ -52,7 +52,7 @@ class Responses:
             raise ValueError(f'sessions have shape {np.shape(self.sessions)}, expected {values.shape[:-1]}: one for each response')
         object.__setattr__(self, 'values', values)
         object.__setattr__(self, 'ids', ids)
-        if self.sessions is not None: object.__setattr__(self, 'sessions', np.asarray(self.sessions))
+        if self.sessions is not None: object.__setattr__(self, 'sessions', _plain_labels(self.sessions))
 
     def __len__(self): return len(self.ids)
 
@@ -63,13 +63,24 @@ class Responses:
         who = ', '.join(o for o in (self.subject, self.region, self.recorder, self.units) if o)
         return f'Responses({" × ".join(map(str, self.values.shape))}{": " + who if who else ""})'
 
+def _id(o):
+    "A stimulus id as text, out of whatever wrapping a file gave it."
+    if isinstance(o, np.ndarray) and o.size == 1: return _id(o.flat[0])
+    if isinstance(o, bytes): return o.decode()
+    if o is None or isinstance(o, float) and np.isnan(o) or isinstance(o, (np.ndarray, list, tuple)): raise ValueError(f'a stimulus id is a text or a number, got {o!r}')
+    return str(o)
+
+def _plain_labels(labels):
+    labels = np.asarray(labels)
+    return labels.astype(str) if labels.dtype.kind == 'O' else labels
+
 # %% ../nbs/10_data.ipynb #4b8abb00
 def select(
     responses: Responses, # Recording to select from
     ids: list, # Stimulus ids wanted, in the order wanted
 ) -> Responses: # The same recording with just those rows; ValueError names unknown ids
     "Rows of `responses` for the stimuli `ids`, in that order."
-    row = {o: i for i, o in enumerate(responses.ids)}
+    row, ids = {o: i for i, o in enumerate(responses.ids)}, list(ids)
     unknown = [o for o in map(str, ids) if o not in row]
     if unknown:
         raise ValueError(f'{len(unknown)} of {len(ids)} stimulus ids have no response, the first: {unknown[:3]}; '
@@ -90,6 +101,8 @@ def select_features(
         keep = table.reset_index(drop=True).query(keep).index
     keep = np.asarray(keep)
     if keep.dtype == bool and keep.shape != (n,): raise ValueError(f'a mask needs one value for each of {n} features, got shape {keep.shape}')
+    if keep.dtype != bool and (len(np.unique(keep)) < len(keep) or (keep != keep.astype(int)).any()):
+        raise ValueError(f'feature numbers are whole and different, got {keep[:6].tolist()} of {len(keep)}; a mask of zeros and ones needs .astype(bool)')
     rows = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(int)
     if not len(rows): raise ValueError(f'none of the {n} features of {responses} is left')
     return replace(responses, values=responses.values[..., rows], features=None if table is None else table.iloc[rows].reset_index(drop=True))
@@ -102,7 +115,7 @@ def gather_repeats(
     **about, # Other fields of `Responses`: subject, region, features, ...
 ) -> Responses: # (n_stimuli, n_repeats, n_features), stimuli in the order of their first presentation; 2-D where none is repeated
     "Responses from single trials."
-    trials, ids = np.asarray(trials, dtype=np.float32), np.array([str(o) for o in ids])
+    trials, ids = np.asarray(trials, dtype=np.float32), np.array([_id(o) for o in ids])
     if trials.ndim != 2 or len(trials) != len(ids): raise ValueError(f'trials are (n_trials, n_features), with one stimulus id each; got shape {trials.shape} and {len(ids)} ids')
     if sessions is not None and len(sessions) != len(ids): raise ValueError(f'{len(sessions)} sessions for {len(ids)} trials: one for each')
     repeat = pd.Series(ids).groupby(ids).cumcount().to_numpy()
@@ -111,7 +124,7 @@ def gather_repeats(
     values = np.full((*shape, trials.shape[1]), np.nan, np.float32)
     values[stimulus, repeat] = trials
     if sessions is not None:
-        of_trial = np.asarray(sessions)
+        of_trial = _plain_labels(sessions)
         sessions = np.full(shape, of_trial.flat[0], dtype=of_trial.dtype) # a missing repeat has no session, and its label means nothing
         sessions[stimulus, repeat] = of_trial
     if shape[1] == 1: values, sessions = values[:, 0], None if sessions is None else sessions[:, 0]
@@ -154,6 +167,7 @@ def join_repeats(
         tables = [o for o in (r.features, first.features) if o is not None]
         if r.n_features != first.n_features or len(tables) == 1 or (tables and not tables[0].equals(tables[1])):
             raise ValueError(f'sessions need the same features: {first} against {r}')
+        if (r.subject, r.units) != (first.subject, first.units): raise ValueError(f'sessions are of one subject in one unit: {first} against {r}; for several subjects there is `join_features`')
         x = r.values[:, None] if r.values.ndim == 2 else r.values
         stimulus, repeat = np.nonzero(~np.isnan(x).all(-1))
         trials.append(x[stimulus, repeat])
@@ -220,20 +234,26 @@ def paired(
 
 # %% ../nbs/10_data.ipynb #20603b0a
 def content_groups(
-    stimuli, # Arrays (images, waveforms), one for each stimulus
+    stimuli, # Arrays (images, waveforms) or paths of images, one for each stimulus
 ) -> list: # One hexadecimal digest for each stimulus; equal content, equal digest
     "Group stimuli by what they show, whatever they are called."
     def digest(a):
-        a = np.ascontiguousarray(a)
+        a = np.ascontiguousarray(_shown(a))
         return hashlib.sha256(f'{a.shape}{a.dtype}'.encode() + a.tobytes()).hexdigest()[:16]
     return [digest(a) for a in stimuli]
+
+def _shown(stimulus):
+    "What a stimulus shows: itself, or the pixels of the image that a path leads to."
+    if not isinstance(stimulus, (str, os.PathLike)): return stimulus
+    try: return np.asarray(Image.open(stimulus).convert('RGB'))
+    except OSError as e: raise ValueError(f'{stimulus} is not there, or no image: {e}; give arrays for anything else') from e
 
 # %% ../nbs/10_data.ipynb #1926c8c8
 def merge_groups(
     *groupings, # Group of each stimulus by one reason after the other, each n_stimuli
 ) -> list: # Group of each stimulus: together by any reason, directly or through others
     "Groups that keep together what any grouping keeps together."
-    n, nodes = len(groupings[0]), [pd.factorize(np.asarray(g))[0] for g in groupings]
+    n, nodes = len(groupings[0]), [_nodes(g) for g in groupings]
     if any(len(g) != n for g in groupings): raise ValueError(f'groupings need one group for each stimulus, got lengths {[len(g) for g in groupings]}')
     starts = n + np.cumsum([0, *(c.max() + 1 for c in nodes)])
     rows, cols = np.tile(np.arange(n), len(nodes)), np.concatenate([c + s for c, s in zip(nodes, starts)])
@@ -241,12 +261,20 @@ def merge_groups(
     first = {k: i for i, k in reversed(list(enumerate(labels)))}
     return [str(groupings[0][first[k]]) for k in labels]
 
+def _nodes(grouping):
+    "Number of each stimulus's group; one whose group is missing is a group of its own."
+    codes = pd.factorize(np.asarray(grouping, dtype=object))[0]
+    alone = codes < 0
+    codes[alone] = codes.max() + 1 + np.arange(alone.sum())
+    return codes
+
 def near_duplicate_groups(
-    images, # Images, (height, width[, 3]) each, 8 bit or float; sizes may differ
+    images, # Images, (height, width[, 3]) each, 8 bit or float, or their paths; sizes may differ
     min_correlation: float=.98, # Of two grey versions, from which on they are the same stimulus
     size: int=16, # Height and width of the grey versions
 ) -> list: # Group of each image, named after the content of its first member
     "Group images that show the same, whatever their size, compression or brightness."
+    images = [_shown(o) for o in images]
     small = [Image.fromarray(np.asarray(o if np.ndim(o) == 2 else np.mean(o, axis=-1), np.float32)).resize((size, size), Image.Resampling.BOX) for o in images]
     x = np.stack([np.asarray(o).ravel() for o in small]).astype(float)
     x -= x.mean(1, keepdims=True)
@@ -279,6 +307,8 @@ def split_stimuli(
 ) -> Split: # Row numbers; ValueError where a part would be empty, a group has two labels, or a given test set shares a group with other rows
     "Split stimuli by content group, with one test set for all seeds."
     groups = np.asarray(groups, dtype=str)
+    for name, share in (('val', val), ('test', 0 if np.ndim(test) else test)):
+        if not 0 <= share < 1: raise ValueError(f'{name} is a share of the groups, from 0 to below 1, got {share}')
     strata, rng = _strata(groups, labels), np.random.default_rng(seed)
     in_test = _given_test(groups, test) if np.ndim(test) else lambda stratum: _hashed_test(stratum, test, labels is not None)
     for_test, for_val = [], []
@@ -299,8 +329,11 @@ def _hashed_test(stratum, share, exact):
 
 def _given_test(groups, rows):
     "Which groups the given rows are; they must be whole groups."
-    rows = np.unique(np.asarray(rows, int))
-    inside = np.isin(np.arange(len(groups)), rows)
+    rows, n = np.asarray(rows), len(groups)
+    if rows.dtype == bool and rows.shape != (n,): raise ValueError(f'a mask of the test set needs one value for each of {n} stimuli, got shape {rows.shape}')
+    rows = np.flatnonzero(rows) if rows.dtype == bool else np.unique(rows)
+    if len(rows) and (rows.dtype.kind not in 'iu' or rows[0] < 0 or rows[-1] >= n): raise ValueError(f'test rows are whole numbers from 0 to {n - 1}, got {rows[[0, -1]].tolist()} and others')
+    inside = np.isin(np.arange(n), rows)
     both = np.intersect1d(groups[inside], groups[~inside])
     if len(both): raise ValueError(f'{len(both)} groups are inside and outside of the given test set of {len(rows)} stimuli, the first: {both[:3].tolist()}')
     return lambda stratum: np.isin(stratum, groups[inside])
@@ -309,6 +342,8 @@ def _strata(groups, labels):
     "Different groups, sorted; one array for each class."
     if labels is None: return [np.unique(groups)]
     if len(labels) != len(groups): raise ValueError(f'{len(labels)} labels for {len(groups)} stimuli: one for each')
+    missing = pd.isna(pd.Series(np.asarray(labels, dtype=object)))
+    if missing.any(): raise ValueError(f'{missing.sum()} of {len(labels)} stimuli have no label: split without labels, or leave them out')
     pairs = pd.DataFrame({'group': groups, 'label': np.asarray(labels)}).drop_duplicates()
     mixed = pairs['group'][pairs['group'].duplicated()].tolist()
     if mixed: raise ValueError(f'{len(mixed)} groups hold stimuli of two classes, the first: {mixed[:3]}; split without labels')
@@ -335,9 +370,11 @@ def patterns_from_rdm(
     d = np.asarray(d, dtype=float)
     d = squareform(d) if d.ndim == 1 else d
     if d.ndim != 2 or d.shape[0] != d.shape[1]: raise ValueError(f'a dissimilarity matrix is square, got shape {d.shape}')
-    if not np.allclose(d, d.T, atol=1e-8) or not np.allclose(np.diag(d), 0, atol=1e-8):
+    if not np.allclose(d, d.T, atol=1e-6) or not np.allclose(np.diag(d), 0, atol=1e-6): # as 32-bit floats may be
         raise ValueError('a dissimilarity matrix is symmetric with a zero diagonal')
-    w, v = eigh(1 - (d + d.T)/2)
+    similar = 1 - (d + d.T)/2
+    np.fill_diagonal(similar, 1)
+    w, v = eigh(similar)
     if w[0] < -1e-6*len(w): raise ValueError(f'no patterns have these correlation distances: eigenvalue {w[0]:.3g} of 1 - d')
     keep = w > 1e-10
     return v[:, keep]*np.sqrt(w[keep]) @ helmert(keep.sum() + 1)

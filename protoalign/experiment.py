@@ -101,7 +101,7 @@ class SeedData:
 @lru_cache(maxsize=4)
 def _load_cached(name, data_dir, options): return load(name, data_dir, **dict(options))
 
-def _dataset(config, data_dir): return _load_cached(config.dataset, data_dir, tuple(sorted(config.options.items())))
+def _dataset(config, data_dir): return _load_cached(config.dataset, data_dir, tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in config.options.items())))
 
 def _target(config, data):
     "Name of the responses that the experiment is about."

@@ -11,6 +11,7 @@ __all__ = ['read_array', 'read_table', 'read_assembly', 'read_responses', 'atomi
 import csv, os, zipfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,12 +21,16 @@ from scipy.io.matlab import MatReadError
 from .data import Responses, gather_repeats
 
 # %% ../nbs/18_files.ipynb #25786ed1
+class _Held(NamedTuple):
+    shape: tuple # Where the file tells it without being read; None where not
+    get: Callable # Reads the array
+
 def _npy(path):
-    return {'': lambda: np.lib.format.open_memmap(path, mode='r')}
+    return {'': _Held(None, lambda: np.lib.format.open_memmap(path, mode='r'))}
 
 def _npz(path):
     held = np.load(path, allow_pickle=False)
-    return {name: (lambda name=name: held[name]) for name in held.files}
+    return {name: _Held(None, lambda name=name: held[name]) for name in held.files}
 
 def _h5py():
     try: import h5py
@@ -34,22 +39,23 @@ def _h5py():
 
 def _hdf5(path, transposed=False):
     Dataset, File = _h5py().Dataset, _h5py().File
-    names = []
-    with File(path) as f: f.visititems(lambda name, o: names.append(name) if isinstance(o, Dataset) and not name.startswith('#') else None)
+    shapes = {}
+    with File(path) as f: f.visititems(lambda name, o: shapes.update({name: o.shape}) if isinstance(o, Dataset) and not name.startswith('#') else None)
     def get(name):
         with File(path) as f: values = f[name][()]
         return values.T if transposed else values
-    return {name: (lambda name=name: get(name)) for name in names}
+    return {name: _Held(shape[::-1] if transposed else shape, lambda name=name: get(name)) for name, shape in shapes.items()}
 
 def _mat(path):
     with open(path, 'rb') as f: is_hdf5 = b'MATLAB 7.3' in f.read(128)
     if is_hdf5: return _hdf5(path, transposed=True)
-    return {name: (lambda name=name: loadmat(path, variable_names=[name])[name]) for name, _, _ in whosmat(path)}
+    return {name: _Held(shape, lambda name=name: loadmat(path, variable_names=[name])[name]) for name, shape, _ in whosmat(path)}
 
 _ARRAYS = {'.npy': _npy, '.npz': _npz, '.mat': _mat, '.h5': _hdf5, '.hdf5': _hdf5}
 
-def _shape(get):
-    try: return f'{np.shape(get())}'
+def _shape(held):
+    "Shape in words; an array of which the file tells the shape is not read for it."
+    try: return f'{np.shape(held.get()) if held.shape is None else held.shape}'
     except ValueError: return 'not an array of numbers'
 
 def read_array(
@@ -62,9 +68,9 @@ def read_array(
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, MatReadError) as e: raise _damaged(path, e) from e
     name = next(iter(held)) if variable is None and len(held) == 1 else variable
     if name not in held:
-        there = ', '.join(f'{k} {_shape(get)}' for k, get in held.items()) or 'no array'
+        there = ', '.join(f'{k} {_shape(o)}' for k, o in held.items()) or 'no array'
         raise ValueError(f'{path} holds {there}: say which one with variable=' + (f' ({variable!r} is not there)' if variable else ''))
-    try: return held[name]()
+    try: return held[name].get()
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, MatReadError) as e: raise _damaged(path, e) from e
 
 def _existing(path, kinds):
@@ -79,14 +85,14 @@ def _damaged(path, error):
 
 # %% ../nbs/18_files.ipynb #3c2ac297
 def read_table(
-    path, # .csv or .tsv file with a header; first column: stimulus ids
+    path, # .csv or .tsv file with a header, separated by commas, semicolons or tabs; first column, that of the session apart: stimulus ids
     session: str=None, # Column that holds the session of each row, if there is one
     **about, # Other fields of `Responses`: subject, region, units, ...
 ) -> Responses: # Repeated ids become repeats; ValueError names columns that hold no numbers
     "Responses from a table."
     path = _existing(path, ('.csv', '.tsv'))
-    sep = '\t' if path.suffix.lower() == '.tsv' else ','
-    try: table = pd.read_csv(path, sep=sep, dtype={pd.read_csv(path, sep=sep, nrows=0).columns[0]: str})
+    sep, names = _header(path, session)
+    try: table = pd.read_csv(path, sep=sep, index_col=False, encoding='utf-8-sig', dtype={o: str for o in names[:1]})
     except (ValueError, IndexError, csv.Error) as e: raise _damaged(path, e) from e
     if session is not None and session not in table: raise ValueError(f'{path} has no column {session!r}; its columns: {list(table.columns)[:10]}')
     sessions = None if session is None else table.pop(session).to_numpy()
@@ -96,6 +102,19 @@ def read_table(
     if table.iloc[:, 0].isna().any(): raise ValueError(f'{path}: {table.iloc[:, 0].isna().sum()} rows have no stimulus id in the first column {table.columns[0]!r}')
     values = _finite(path, table[names].to_numpy(dtype=np.float32), missing_allowed=False)
     return gather_repeats(values, table.iloc[:, 0].tolist(), sessions, features=pd.DataFrame({'name': names}), **about)
+
+def _header(path, session):
+    "Separator, and the names of the columns without that of the session; ValueError where the first lines are no header and row."
+    with open(path, encoding='utf-8-sig', newline='') as f: lines = [f.readline(), f.readline()]
+    sep = max(',;\t', key=lines[0].count)
+    header, row = (next(csv.reader([line], delimiter=sep), []) for line in lines)
+    if row and len(header) != len(row): raise ValueError(f'{path}: the header has {len(header)} columns, the first row {len(row)}; a table that R wrote needs write.csv(..., row.names=FALSE)')
+    if len(header) > 1 and all(map(_is_number, header[1:])): raise ValueError(f'{path} has no header: its first line {header[:4]} holds numbers; the first column is for ids, all others are named features')
+    return sep, [o for o in header if o != session]
+
+def _is_number(text):
+    try: return bool(float(text)) or True
+    except ValueError: return False
 
 def _finite(path, values, missing_allowed):
     "The values; ValueError where one is infinite, or NaN where no repeat can be missing."
@@ -188,8 +207,9 @@ def atomic_write(
 def write_responses(
     responses: Responses, # Recording
     path, # .npz file to write, in a folder that exists
-) -> Path: # The file
+) -> Path: # The file; ValueError for another ending
     "Save a recording, its ids, sessions and feature table."
+    if Path(path).suffix != '.npz': raise ValueError(f'{path}: recordings are saved as .npz')
     about = {name: str(getattr(responses, name)) for name in ('subject', 'region', 'recorder', 'units')}
     held = dict(values=responses.values, ids=np.array(responses.ids), rotated=np.array(responses.rotated), **{k: np.array(v) for k, v in about.items()})
     if responses.sessions is not None: held['sessions'] = responses.sessions

@@ -22,6 +22,7 @@ from .data import Responses, content_groups, merge_groups, select_features, spli
 from .datasets import Dataset, dataset_loader
 from .fmri import voxel_table
 from .quality import zscore_sessions
+from .sources import data_folder, find_source
 
 # %% ../nbs/16_nsd.ipynb #b92cf650
 SUBJECTS = tuple(f'subj{i:02d}' for i in range(1, 9))
@@ -118,7 +119,7 @@ def nsd_trials(
     t['id'], t['repeat'] = [_name(o) for o in t['nsd_id']], t.groupby('nsd_id').cumcount()
     t['coco_id'], t['shared1000'] = (info[c].to_numpy()[t['nsd_id']] for c in ('cocoId', 'shared1000'))
     done = t['session'].unique().tolist()
-    wanted = done if sessions is None else sorted({int(s) for s in sessions})
+    wanted = done if sessions is None else sorted({int(s) for s in np.atleast_1d(sessions)})
     unknown = [s for s in wanted if s not in done]
     if unknown or not wanted: raise ValueError(f'{path} has no sessions {unknown}; it has {done[0]} to {done[-1]}, give one or more of them')
     if betas is not None: wanted = _on_disk(root, subject, wanted, betas, space, skip=sessions is None)
@@ -323,19 +324,10 @@ def nsd_images(
     return out
 
 # %% ../nbs/16_nsd.ipynb #54a51364
-_CITATION = 'Allen et al. 2022 (Nature Neuroscience 25, 116-126), A massive 7T fMRI dataset to bridge cognitive neuroscience and artificial intelligence; photographs: Lin et al. 2014 (COCO)'
-_LICENCE = 'NSD terms and data access agreement (naturalscenesdataset.org): research and teaching only, not to be passed on; photographs from COCO'
-
-def _nsd_root(data_dir):
-    root = data_dir or os.environ.get('PROTOALIGN_DATA')
-    if not root: raise FileNotFoundError('no data folder was given. Put the folders nsddata, nsddata_betas and nsddata_stimuli of the Natural Scenes Dataset (naturalscenesdataset.org, after signing its data access '
-                                         "agreement) into a folder 'nsd', and give the folder above it as --data-dir, data_dir= or the environment variable PROTOALIGN_DATA.")
-    return Path(root)/'nsd'
-
 @dataset_loader('nsd')
 def _nsd(data_dir=None, subject='subj01', roi='nsdgeneral', label=None, sessions=None, images='all', size=128, average=True, zscore=True):
-    root, subject = _nsd_root(data_dir), subject_name(subject)
-    if images not in ('all', 'shared', 'own'): raise ValueError(f"images are 'all', 'shared' (seen by all subjects) or 'own', got {images!r}")
+    root, subject = data_folder('nsd', data_dir, (STIM_INFO,)), subject_name(subject)
+    if images not in ('all', 'shared', 'own'): raise ValueError(f"images are 'all', 'shared' (meant for all subjects) or 'own', got {images!r}")
     trials = nsd_trials(root, subject, sessions)
     wanted = trials if images == 'all' else trials[trials['shared1000'] == (images == 'shared')]
     ids, shown = ([_name(o) for o in np.sort(t['nsd_id'].unique())] for t in (wanted, trials))
@@ -348,7 +340,10 @@ def _nsd(data_dir=None, subject='subj01', roi='nsdgeneral', label=None, sessions
         warnings.filterwarnings('ignore', message='.*are left out: ')
         responses = nsd_responses(root, subject, roi, label, sessions, ids, average, train if zscore else None)
     target = '-'.join([subject, roi, *([] if label is None else np.atleast_1d(label).astype(str))])
-    return Dataset('nsd', pictures, tuple(ids), groups, _LICENCE, _CITATION, responses={target: _without_empty(responses)})
+    scaled = dict(test=split_stimuli(groups, val=0.).test, note=_SCALED) if zscore else {}
+    return Dataset('nsd', pictures, tuple(ids), groups, **find_source('nsd').terms, responses={target: _without_empty(responses)}, **scaled)
+
+_SCALED = 'z-scored within sessions by all stimuli outside the fixed test set: validation stimuli had a say in the scale, test stimuli had none'
 
 def _without_empty(responses):
     "The recording without voxels that lack a session."

@@ -15,12 +15,19 @@ from dataclasses import replace
 from .data import Responses, mean_repeats, select, select_features
 
 # %% ../nbs/12_quality.ipynb #5bf2f76c
+def _check_features(x):
+    "Refuse features that no trial has a value for, or that hold infinite ones, by number."
+    axes = tuple(range(x.ndim - 1))
+    for bad, said in ((np.isnan(x).all(axes), 'hold no value at all'), (np.isinf(x).any(axes), 'hold infinite values')):
+        if bad.any(): raise ValueError(f'{bad.sum()} of {len(bad)} features {said} (first: {np.flatnonzero(bad)[:5].tolist()}); drop them with `select_features`')
+
 def zscore_sessions(
     responses: Responses, # Recording, with or without repeats
     train_ids: list=None, # Stimuli whose responses give mean and deviation; all if None, which is right only where nothing is held out
 ) -> Responses: # The same recording in units of each feature's deviation within a session; ValueError where a session has too few training responses
     "Take each session's mean out of each feature, and divide by its deviation there."
     x = responses.values
+    _check_features(x)
     trained = np.isin(responses.ids, [str(o) for o in (responses.ids if train_ids is None else train_ids)])
     trained = np.broadcast_to(trained.reshape(-1, *[1]*(x.ndim - 2)), x.shape[:-1])
     sessions = np.zeros(x.shape[:-1], int) if responses.sessions is None else responses.sessions
@@ -50,6 +57,7 @@ def _repeated(responses, of):
     "Values of stimuli with at least two repeats, and which repeats are there: those without NaN in any feature."
     if responses.rotated: raise ValueError(f'{of} of single features means nothing where the axes are arbitrary: these patterns were rebuilt from an RDM')
     x = responses.values
+    _check_features(x)
     valid = ~np.isnan(x).any(-1) if x.ndim == 3 else np.zeros((len(x), 1), bool)
     enough = valid.sum(1) >= 2
     if enough.sum() < 3: raise ValueError(f'{of} needs at least 3 stimuli with 2 repeats, got {enough.sum()} in values of shape {x.shape}')

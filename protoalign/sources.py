@@ -10,6 +10,7 @@ __all__ = ['SOURCES', 'Source', 'github', 'find_source', 'data_roots', 'data_fol
 
 # %% ../nbs/05_sources.ipynb #ca294799
 import hashlib, os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Source:
     citation: str # What to cite
     supports: str # What it is good for in this library
     megabytes: float # Size of all files; 0 where they come with a package that is installed anyway
-    needs: tuple = () # Files, relative to the folder, without which nothing can be loaded
+    needs: tuple = () # Files, relative to the folder, that `load` asks for when it is told nothing else; a tuple among them means any one of these
     files: dict = field(default_factory=dict) # {file: (address, SHA-256)} of those that `fetch` may download
     places: tuple = () # Folders where a package of the operating system puts the files
     by: str = '' # Library that fetches the set instead, as 'nilearn'
@@ -83,21 +84,21 @@ SOURCES = {s.name: s for s in (
         'Alpaydin & Kaynak 1998 (UCI)', 'everything, with SIMULATED subjects', 0.),
     Source('macaque_v4', 'images_SESSION.zip and responses_SESSION.npy of each session', 'github.com/cowleygroup/V4_compact_models, folder data_V4_responses',
         'GPL-3.0', 'Cowley, Stan, Pillow & Smith, Compact deep neural network models of visual cortex',
-        'alignment with V4 neurons; no labels', 26.8, (), _v4_files()),
+        'alignment with V4 neurons; no labels', 26.8, ('images_201025.zip', 'responses_201025.npy'), _v4_files()),
     Source('objects92', 'Kriegeskorte_Neuron2008_supplementalData.mat, fmri15_EVC_RDMs.npz, fmri15_IT_RDMs.npz (fmri_EVC_RDMs.npz and fmri_IT_RDMs.npz at the source)',
         'github.com/rsagroup/rsatoolbox (demos/92imageData) and github.com/cvai-roig-lab/Net2Brain (input_data/brain_data/92images)',
         'MIT and BSD-3-Clause, public research data; photographs for evaluation only', 'Kriegeskorte et al. 2008 (Neuron); Mur et al. 2013; Cichy et al. 2016; Algonauts Project 2019',
-        'RSA, CKA and prototypes with human IT and EVC (no single voxels)', 6.8, ('Kriegeskorte_Neuron2008_supplementalData.mat',), _objects92_files()),
+        'RSA, CKA and prototypes with human IT and EVC (no single voxels)', 6.8, ('Kriegeskorte_Neuron2008_supplementalData.mat', 'fmri15_IT_RDMs.npz'), _objects92_files()),
     Source('digits69_fmri', 'digit69_28x28.mat', 'github.com/ChangdeDu/DGMM', 'none stated: research evaluation only',
         'van Gerven, de Lange & Heskes 2010 (Neural Computation)', 'one stream: images, labels and voxels of one person', 2.4, ('digit69_28x28.mat',)),
-    Source('natsound165', 'sounds/*.flac (or .wav), fmri_components.mat, ecog.npz, labels.csv',
+    Source('natsound165', 'sounds/*.flac or .wav, fmri_components.mat (data/components.mat at the source), and labels.csv, ecog.npz and acoustic_features.npz, which were put together from the data of both sources in the order of the sounds (the page sound_sets says what they hold)',
         'github.com/snormanhaignere/natsound165-neuron2015 and github.com/snormanhaignere/song-ecog-current-biology', 'none stated: research evaluation only',
         'Norman-Haignere, Kanwisher & McDermott 2015 (Neuron); Norman-Haignere et al. 2022 (Current Biology)',
-        'sounds with fMRI components and intracranial electrodes', 17.5, ('fmri_components.mat',)),
+        'sounds with fMRI components and intracranial electrodes', 17.5, ('fmri_components.mat', 'ecog.npz', 'labels.csv', 'sounds')),
     Source('haxby', 'runs of one person, masks and stimuli of the block-design study', 'nilearn.datasets.fetch_haxby',
         'CC BY-SA 3.0', 'Haxby et al. 2001 (Science 293, 2425)', 'fMRI of eight categories in blocks; no single images', 310., ('haxby2001',), by='nilearn'),
     Source('nsd', 'nsddata, nsddata_betas and nsddata_stimuli as published (the size is that of one person\'s betas and the images)', 'naturalscenesdataset.org (sign the data access agreement first)',
-        'NSD Data Access Agreement: research only, no passing on', 'Allen et al. 2022 (Nature Neuroscience)',
+        'NSD terms and data access agreement: research and teaching only, not to be passed on; photographs from COCO', 'Allen et al. 2022 (Nature Neuroscience 25, 116); photographs: Lin et al. 2014 (COCO)',
         'alignment at full size: 8 people, 73,000 photographs', 82_000., ('nsddata/experiments/nsd/nsd_stim_info_merged.csv',)),
 )}
 
@@ -113,13 +114,13 @@ _WEIGHTS = {'resnet20-12fca82f.th': '12fca82f0bebc4135bf1f32f6e3710e61d510857846
 SOURCES |= {s.name: s for s in (
     Source('cifar10h', 'cifar-10-binary.tar.gz (or test_images.zip and labels.npy) and human_counts.npy (cifar10h-counts.npy at the source)',
         'www.cs.toronto.edu/~kriz/cifar.html (images) and github.com/jcpeterson/cifar-10h (labels)', 'labels CC BY-NC-SA 4.0; images CIFAR-10',
-        'Peterson et al. 2019 (ICCV); Krizhevsky 2009', 'a task, and the doubt of about 51 people an image', 171., ('human_counts.npy',),
+        'Peterson et al. 2019 (ICCV); Krizhevsky 2009', 'a task, and the doubt of about 51 people an image', 171., ('human_counts.npy', ('cifar-10-binary.tar.gz', 'test_images.zip')),
         {'human_counts.npy': (github('jcpeterson/cifar-10h', '597cbc5f07266c9405b830ee4a53463539124c4f', 'data/cifar10h-counts.npy'), '9b36b4550349af56c79083356312eb4af856cc5fd3caf1f669d40b9d0bbb69ff'),
          'cifar-10-binary.tar.gz': ('https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz', 'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd')}),
-    Source('esc10', 'sounds.zip or the class folders of .ogg clips, clips.csv, human_ratings.csv', 'github.com/karolpiczak/ESC-10', 'CC BY 3.0', 'Piczak 2015 (ESC)',
-        'sounds with labels, and single judgements of 135 people', 11.6, ('clips.csv', 'human_ratings.csv')),
+    Source('esc10', 'sounds.zip (its clips, at 22,050 Hz), clips.csv and human_ratings.csv, which were put together from the repository (the page sound_sets says what they hold)', 'github.com/karolpiczak/ESC-10', 'CC BY 3.0', 'Piczak 2015 (ESC)',
+        'sounds with labels, and single judgements of 135 people', 11.6, ('clips.csv', 'human_ratings.csv', 'sounds.zip')),
     Source('osie_gaze', 'fixations.mat, and images_400x300.zip or the folder stimuli', 'github.com/NUS-VIP/predicting-human-gaze-beyond-pixels (data/eye and data/stimuli)',
-        'MIT', 'Xu, Jiang, Wang, Kankanhalli & Zhao 2014 (Journal of Vision)', 'scenes with the gaze of 15 people', 26., ('fixations.mat',)),
+        'MIT', 'Xu, Jiang, Wang, Kankanhalli & Zhao 2014 (Journal of Vision)', 'scenes with the gaze of 15 people', 26., ('fixations.mat', ('images_400x300.zip', 'stimuli'))),
     Source('fashion_mnist', 'the four .gz files of Fashion-MNIST', 'github.com/zalandoresearch/fashion-mnist, or the Debian package dataset-fashion-mnist', 'MIT',
         'Xiao, Rasul & Vollgraf 2017', 'a task: clothes in ten classes', 30.9, tuple(_FASHION),
         {f: (github('zalandoresearch/fashion-mnist', 'master', f'data/fashion/{f}'), sha) for f, sha in _FASHION.items()}, ('/usr/share/datasets/fashion-mnist',)),
@@ -139,10 +140,10 @@ def data_roots(
     data_dir=None, # Folder named by the user; None asks the environment variable PROTOALIGN_DATA and the cache folder
 ) -> list: # Folders, the first one preferred
     "Folders that may hold data sets."
-    if data_dir: return [Path(data_dir)]
+    if data_dir: return [Path(data_dir).expanduser()]
     import pooch
     told = os.environ.get('PROTOALIGN_DATA')
-    return ([Path(told)] if told else []) + [Path(pooch.os_cache('protoalign'))]
+    return ([Path(told).expanduser()] if told else []) + [Path(pooch.os_cache('protoalign'))]
 
 def data_folder(
     name: str, # Data set
@@ -161,11 +162,12 @@ def data_folder(
 # %% ../nbs/05_sources.ipynb #117db273
 def what_to_get(source: Source) -> str:
     "The way to the files of a data set, for a person."
+    if not source.megabytes: return f'{source.name} comes with {source.where}: there is nothing to get.'
     terms = f'licence: {source.licence}; cite {source.citation}'
     by_hand = (f'get {source.what} from {source.where} ({terms}) into a folder named {source.name!r}, and give the folder above it '
                'as --data-dir, data_dir= or the environment variable PROTOALIGN_DATA')
     if source.files: return f'Fetch it: protoalign datasets {source.name.replace("_", "-")} --fetch (about {source.megabytes:.0f} MB), or {by_hand}.'
-    if source.by: return f'It is fetched by {source.by}: {source.where} ({terms}).'
+    if source.by: return f'Fetch it: protoalign datasets {source.name} --fetch (about {source.megabytes:.0f} MB, by {source.by}: {source.where}; {terms}).'
     return f'The library may not fetch it: {by_hand}.'
 
 # %% ../nbs/05_sources.ipynb #0a885f76
@@ -204,6 +206,7 @@ def fetch(
 ) -> Path: # Folder of the data set, every wanted file whole; ConnectionError or ValueError says what went wrong and what to do by hand
     "Download the files of a data set; one that is there already, whole, is left alone."
     source = find_source(name)
+    if source.by == 'nilearn': return _fetch_by_nilearn(source, data_dir)
     if not source.files: raise ValueError(f'{source.name}: {what_to_get(source)}')
     unknown = [f for f in files or () if f not in source.files]
     if unknown: raise ValueError(f'{source.name} has no files {unknown}; known: {sorted(source.files)}')
@@ -211,10 +214,32 @@ def fetch(
     wanted = {f: source.files[f] for f in files or source.files}
     other = [f for f, (_, sha) in wanted.items() if (folder/f).exists() and _checksum(folder/f) != sha]
     if other: raise ValueError(f'{folder} holds files with these names and other content: {other}. Nothing was touched; move them away, or choose another folder')
-    folder.mkdir(parents=True, exist_ok=True)
+    _made(folder)
     for f, (url, sha) in wanted.items():
-        if not (folder/f).exists(): _fetch_file(source, folder, f, url, sha, progress, retries)
+        with _one_at_a_time(folder/f'.{f}.lock'):
+            if not (folder/f).exists(): _fetch_file(source, folder, f, url, sha, progress, retries)
     return folder
+
+def _made(folder):
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise OSError(f'the folder {folder} cannot be made ({e.strerror}): choose another one for your data, as --data-dir, data_dir= or PROTOALIGN_DATA') from e
+
+def _fetch_by_nilearn(source, data_dir):
+    from nilearn.datasets import fetch_haxby
+    folder = data_roots(data_dir)[0]/source.name
+    _made(folder)
+    fetch_haxby(data_dir=str(folder), subjects=[2], fetch_stimuli=True)
+    return folder
+
+@contextmanager
+def _one_at_a_time(path):
+    "For one process at a time; another one waits. Free again when the process ends, however that is."
+    try: import fcntl
+    except ImportError: fcntl = None # not on Windows
+    with open(path, 'w') as f:
+        if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+        path.unlink(missing_ok=True)
 
 def _fetch_file(source, folder, file, url, sha, progress, retries):
     import pooch, requests
@@ -235,8 +260,10 @@ def presence(
     "Whether a data set is on this machine."
     if not source.megabytes: return 'built in'
     folders = [root/source.name for root in data_roots(data_dir)] + [Path(p) for p in source.places]
-    there = [f for f in folders if f.is_dir() and any(f.iterdir())]
-    return 'yes' if any(all((f/n).exists() for n in source.needs) for f in there) else 'partly' if there else 'no'
+    there = [f for f in folders if f.is_dir() and any(not o.name.startswith('.') for o in f.iterdir())]
+    return 'yes' if any(_complete(f, source.needs) for f in there) else 'partly' if there else 'no'
+
+def _complete(folder, needs): return all(any((folder/o).exists() for o in ([n] if isinstance(n, str) else n)) for n in needs)
 
 def list_sources(
     data_dir=None, # Folder that holds data sets, see `data_roots`

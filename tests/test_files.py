@@ -107,3 +107,41 @@ def test_round_trip(sessions, tmp_path):
     assert (back.ids, back.subject, back.region, back.recorder, back.units, back.rotated) == (whole.ids, 'monkey', 'IT', 'spikes', 'Hz', True)
     assert back.features.x.tolist() == [0, 1, 2, 3, 4] and back.features.name.tolist() == list('abcde')
     assert (sessions is None and back.sessions is None) or (back.sessions == sessions).all()
+
+
+@pytest.mark.parametrize('text, ids', [
+    ('stimulus;a;b\n0010;1;2\n0011;3;4\n', ('0010', '0011')),
+    ('﻿stimulus,a,b\n"x, y",1,2\nz,3,4\n', ('x, y', 'z')),
+    ('day,stimulus,a\nmon,0010,1\ntue,0011,2\n', ('0010', '0011')),
+], ids=['semicolons', 'byte order mark and quotes', 'session first'])
+def test_plausible_tables(text, ids, tmp_path):
+    (tmp_path/'x.csv').write_text(text)
+    assert read_responses(tmp_path/'x.csv', session='day' if 'day' in text else None).ids == ids
+
+
+@pytest.mark.parametrize('text, match', [('a,b\nimg1,1,2\nimg2,3,4\n', 'header has 2 columns, the first row 3'), ('img1,1,2\nimg2,3,4\n', 'has no header')], ids=['as R writes it', 'no header'])
+def test_tables_that_would_be_misread(text, match, tmp_path):
+    (tmp_path/'x.csv').write_text(text)
+    with pytest.raises(ValueError, match=match): read_responses(tmp_path/'x.csv')
+
+
+def test_a_table_with_sessions_is_saved_and_read_back(tmp_path):
+    (tmp_path/'x.csv').write_text('stimulus,day,a\ns1,mon,1\ns2,mon,2\ns1,tue,3\n')
+    held = read_responses(tmp_path/'x.csv', session='day')
+    back = load_responses(write_responses(held, tmp_path/'x.npz'))
+    assert (back.sessions == held.sessions).all() and back.ids == held.ids
+    with pytest.raises(ValueError, match='saved as .npz'): write_responses(held, tmp_path/'x.dat')
+
+
+def test_wrapped_ids_are_unwrapped():
+    wrapped = [b'a', np.array(['b']), np.array([[np.array(['c'])]], dtype=object), 4]
+    assert Responses(KNOWN[:4], wrapped).ids == ('a', 'b', 'c', '4')
+    for wrong in (None, float('nan'), ['a', 'b']):
+        with pytest.raises(ValueError, match='a stimulus id is'): Responses(KNOWN[:2], ['a', wrong])
+
+
+def test_shapes_are_told_without_reading(tmp_path, monkeypatch):
+    h5py = pytest.importorskip('h5py')
+    with h5py.File(tmp_path/'x.h5', 'w') as f: f['a'], f['b'] = KNOWN, KNOWN.T
+    monkeypatch.setattr(h5py.Dataset, '__getitem__', lambda *args: pytest.fail('an array was read'))
+    with pytest.raises(ValueError, match=r'a \(20, 5\), b \(5, 20\)'): read_array(tmp_path/'x.h5')

@@ -58,6 +58,6 @@ def test_objects92_regions_differ():
 
 def test_missing_folders_are_said(tmp_path):
     from protoalign.sources import SOURCES, data_folder
-    for name, source in SOURCES.items():
+    for name, source in ((k, s) for k, s in SOURCES.items() if s.megabytes):
         with pytest.raises(FileNotFoundError) as e: data_folder(name, tmp_path, ('no such file',))
         assert source.where in str(e.value) and source.licence in str(e.value)

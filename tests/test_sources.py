@@ -174,3 +174,39 @@ def test_fashion_mnist_of_debian(tmp_path, monkeypatch):
     test = load('fashion-mnist')
     assert test.stimuli.shape == (10_000, 28, 28) and (np.bincount(test.labels) == 1000).all()
     assert load('fashion-mnist', part='train').stimuli.shape == (60_000, 28, 28)
+
+
+def test_two_processes_at_once(server, tmp_path):
+    "Whatever the moment, the file is whole under its name and is downloaded once."
+    server.behave = ['slow']
+    code = f"from protoalign.sources import SOURCES, Source, fetch; SOURCES['made'] = {SOURCES['made']!r}; fetch('made', {str(tmp_path)!r}, progress=False)"
+    children = [subprocess.Popen([sys.executable, '-c', code], cwd=ROOT) for _ in range(3)]
+    assert [c.wait(60) for c in children] == [0, 0, 0]
+    assert (tmp_path/'made'/'file.bin').read_bytes() == CONTENT and len(server.asked) == 1
+
+
+def test_what_is_present_can_be_loaded(tmp_path):
+    "Nothing, something hidden, or part of what `load` asks for is not 'yes'."
+    from protoalign.sources import presence
+    for s in SOURCES.values():
+        folder = tmp_path/s.name
+        folder.mkdir()
+        if not s.needs: continue
+        (folder/'.something.partial').write_bytes(b'half')
+        assert presence(s, tmp_path) in ('no', 'yes' if s.places and os.path.isdir(s.places[0]) else 'no'), s.name
+        first = s.needs[0] if isinstance(s.needs[0], str) else s.needs[0][0]
+        (folder/first).parent.mkdir(parents=True, exist_ok=True)
+        (folder/first).write_bytes(b'')
+        assert len(s.needs) == 1 or s.places or presence(s, tmp_path) == 'partly', s.name
+
+
+def test_home_folder(server, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert fetch('made', '~/data', progress=False) == tmp_path/'data'/'made' and data_folder('made', '~/data', ('file.bin',))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['data']
+
+
+def test_a_place_where_no_folder_can_be(server, tmp_path):
+    (tmp_path/'data').write_text('a file')
+    with pytest.raises(OSError, match='choose another one for your data'): fetch('made', tmp_path/'data', progress=False)
