@@ -110,14 +110,14 @@ def _sampled(u, k, init, n_init, random_state, device=None):
         import torch
         there, back = (lambda a: torch.from_numpy(a).to(device)), (lambda a: a.cpu().numpy())
     with (_threads() if device is None else nullcontext(map)) as each:
-        if init is not None: best = [there(_warm_centres(x, init, k).astype(np.float32))]
+        if init is not None: starts = [there(_warm_centres(x, init, k).astype(np.float32))]
         else:
             rng = np.random.default_rng(random_state)
             sample = x[np.sort(rng.choice(len(x), min(len(x), max(10_000, 200*k)), replace=False))]
-            def trial(seed): return _lloyd(there(sample), there(kmeans_plusplus(sample, k, random_state=int(seed))[0]), 1e-4, max_iter=20)[1:]
-            best = [c for _, c in sorted(each(trial, rng.integers(2**31, size=n_init)), key=lambda o: o[0])[:3]]
+            def started(seed): return _lloyd(there(sample), there(kmeans_plusplus(sample, k, random_state=int(seed))[0]), 1e-4, max_iter=20)[2]
+            starts = list(each(started, rng.integers(2**31, size=n_init)))
         x = there(x)
-        return back(min((_lloyd(x, c, 1e-4, each=each) for c in best), key=lambda o: o[1])[0])
+        return back(min((_lloyd(x, c, 1e-4, each=each) for c in starts), key=lambda o: o[1])[0])
 
 def _device():
     import torch

@@ -344,7 +344,7 @@ def test_damaged_images(tree):
 def test_loader(tmp_path, monkeypatch):
     monkeypatch.delenv('PROTOALIGN_DATA', raising=False)
     with pytest.raises(FileNotFoundError, match='lacks nsddata.*naturalscenesdataset.org'): load('nsd')
-    with pytest.raises(FileNotFoundError, match='nsd_stim_info_merged.csv is not there'): load('nsd', data_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match='lacks .*nsd_stim_info_merged.csv'): load('nsd', data_dir=tmp_path)
     make_nsd_files(tmp_path/'nsd', 1, n_images=400)
     make_nsd_files(tmp_path/'nsd', 2, n_images=400)
     a, b = (load('nsd', data_dir=tmp_path, subject=s, size=16, images='shared') for s in (1, 'subj02'))
