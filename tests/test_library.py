@@ -514,8 +514,10 @@ def test_atlas_shows_what_it_should(pages):
     text = (pages/'digits.html').read_text(encoding='utf-8')
     assert text.count('<section') == 6 and 'are simulated' in text and 'BSD-3-Clause' in text and 'sharedness 0.20' in text
     assert '<script' not in text and 'http://' not in text and 'https://' not in text
+    assert 'in the column sharedness' in text and 'may come from one side alone' in text and 'not tested' not in text
     sounds = unescape((pages/'tones.html').read_text(encoding='utf-8'))
     assert sounds.count('<audio') == 8 and 'height' in sounds and 'Area under the ROC curve' in sounds
+    assert 'Sharedness was not tested' in sounds and not any('brain share' in o for o in (text, sounds))
 
 
 def test_hostile_texts_stay_texts(tmp_path):
