@@ -274,11 +274,11 @@ def test_dealt_groups_name_nothing_if_dealt_as_groups():
 def test_planted_names_are_found_by_group():
     "In any order of the rows of labels, which have their groups with them."
     from protoalign.naming import name_prototypes
-    lib, _, groups = unrelated_in_groups(0)
+    lib, other, groups = unrelated_in_groups(0)
     labels, order = np.array([f'kind {k}' for k in lib.assign]), np.random.default_rng(1).permutation(240)
-    named = name_prototypes(lib, labels, groups=groups)
-    assert named['name'].tolist() == [f'kind {k}' for k in range(6)]
-    assert name_prototypes(lib, labels[order], ids=np.array(lib.ids)[order], groups=groups[order]).equals(named)
+    assert name_prototypes(lib, labels, groups=groups)['name'].tolist() == [f'kind {k}' for k in range(6)]
+    dealt = [name_prototypes(lib, other[rows].astype(str), ids=np.array(lib.ids)[rows], groups=groups[rows]) for rows in (np.arange(240), order)]
+    assert dealt[0].equals(dealt[1]) and dealt[0]['p_alone'].between(.002, .998).any()
     with pytest.raises(ValueError, match='239 groups for 240 rows'): name_prototypes(lib, labels, groups=groups[1:])
 
 
@@ -378,6 +378,11 @@ def test_groups_belong_to_the_stimuli_of_a():
     assert by_ids.equals(compare(a, b, (a.assign[common], other[common]), groups=groups[common]).table)
     exact, dealt = (compare(a, b, n_permutations=2000, groups=g).table['p_pair'].dropna() for g in (None, np.arange(240)))
     assert np.abs(exact - dealt).max() < .04
+    rng, (first, second) = np.random.default_rng(2), (o[::4] for o in (a.assign, other))
+    in_common = lambda o: np.array([[((first == i) & (o == j)).sum() for j in range(6)] for i in range(6)])
+    by_hand = np.mean([in_common(rng.permutation(second)) >= in_common(second) for _ in range(2000)], axis=0)
+    rows = compare(a, replace(a, assign=other), n_permutations=2000, groups=groups).table.dropna(subset=['p_pair'])
+    assert np.abs(rows['p_pair'] - by_hand[rows['a'].astype(int), rows['b'].astype(int)]).max() < .05
     with pytest.raises(ValueError, match='199 groups for'): compare(a, b, groups=groups[:199])
 
 
