@@ -90,7 +90,7 @@ table { border-collapse: collapse; font-size: .85rem } td, th { padding: .2rem .
 @media print { body { max-width: none; margin: 0; font-size: 11px } audio { display: none } .stimuli img { height: 52px } .stimuli.sounds { grid-template-columns: repeat(4, 1fr) } tr { break-inside: avoid } img.wide { max-width: 20rem } .two > * { flex-basis: 12rem } a { color: inherit; text-decoration: none } .bar, .bar i, .bar b { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
 </style></head><body>
 <h1>{{ title }}</h1>
-<p>{{ n }} prototypes that a network and a brain share, learned from {{ n_stimuli }} stimuli. Each gathers stimuli that both treat alike.</p>
+<p>{{ n }} prototypes found in a network and a brain together, from {{ n_stimuli }} stimuli. {% if has_shared %}Which of them both sides carry is in the column sharedness.{% else %}Sharedness was not tested: some of them may belong to one side alone.{% endif %}</p>
 {% for text in notes %}<p class="note">{{ text }}</p>
 {% endfor %}<div class="two"><figure><img class="wide" alt="Map of {{ n }} prototypes by number; prototypes that lie near each other are alike" src="{{ map }}"><figcaption>{{ map_caption }}</figcaption></figure>
 <div class="scroll"><table><caption class="how">Where it comes from</caption>{% for k, v in about %}<tr><th scope="row">{{ k }}</th><td class="hash">{% if k in ('weights_hash', 'data_hash') %}<abbr title="{{ v }}">{{ v[:16] }}…</abbr>{% else %}{{ v }}{% endif %}</td></tr>{% endfor %}</table></div></div>
@@ -98,6 +98,7 @@ table { border-collapse: collapse; font-size: .85rem } td, th { padding: .2rem .
 <div class="scroll"><table><tr><th scope="col">number</th><th scope="col">name</th><th scope="col">named by</th><th scope="col" class="n">members</th>{% if has_labels %}<th scope="col">most frequent label</th>{% endif %}{% if has_shared %}<th scope="col" class="n">sharedness</th>{% endif %}</tr>
 {% for p in prototypes %}<tr><td class="n">{{ p.k }}</td><td><a href="#prototype-{{ p.k }}">{{ p.name }}</a></td><td>{{ p.by or 'not named' }}</td><td class="n">{{ p.members }}</td>{% if has_labels %}<td>{% if p.labels %}{{ p.labels[0].label }} ({{ p.labels[0].percent }} %){% endif %}</td>{% endif %}{% if has_shared %}<td class="n">{{ p.shared }}</td>{% endif %}</tr>
 {% endfor %}</table></div>
+<p class="how">A name may come from one side alone: a prototype that is named, and also called shared, need not share what it is named after.</p>
 {% for p in prototypes %}<section id="prototype-{{ p.k }}">
 <h2>{{ p.k }}. {{ p.name }}</h2>
 <p class="how">{{ p.members }} members ({{ p.percent }} %){% if p.by %}; named by {{ p.by }}{% else %}; not named{% endif %}{% if p.shared %}; sharedness {{ p.shared }}{% endif %}{% if p.no_direction %}; no direction on the network's side, so the loss leaves it out{% endif %}. <a href="#all">All prototypes</a></p>

@@ -224,7 +224,7 @@ def plot_choice(
 ): # matplotlib axes, three: stability, agreement with its null, explained variance
     "Stability, agreement and what is explained, against K."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.8), layout='constrained', sharex=True)
+    fig, axes = plt.subplots(1, 3, figsize=(9.5, 3.4), layout='constrained', sharex=True)
     panels = {'the other half gives the same': CRITERIA[:3], 'network and brain agree (κ)': CRITERIA[3:4], 'explained on new stimuli': CRITERIA[4:8]}
     for ax, (title, criteria) in zip(axes, panels.items()):
         for c, marker in zip(criteria, 'os^D'):
@@ -236,7 +236,7 @@ def plot_choice(
         ticks = sorted(table.K.unique())
         ax.set_xticks(ticks, [str(k) for k in ticks])
         ax.minorticks_off()
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=8, loc='upper center', bbox_to_anchor=(.5, -.22), ncols=2, columnspacing=1, handlelength=1.5)
     return axes
 
 # %% ../nbs/34_choose_k.ipynb #997cf619

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import hypergeom
 
+from .choose_k import stimulus_permutations
 from .library import PrototypeLibrary, common_labels, jaccard
 
 # %% ../nbs/38_compare.ipynb #50602633
@@ -30,15 +31,20 @@ def overlap_p(
     k_b: int, # Prototypes of the other
     n_permutations: int=1000, # Deals
     random_state: int=0, # Of the deals
-): # Exact p of each pair alone, and p for the best of all pairs, both (k_a, k_b)
+    groups=None, # Content group of each stimulus, (n_stimuli,), dealt as wholes; every stimulus its own if None
+): # p of each pair alone (exact; by the deals with groups), and p for the best of all pairs, both (k_a, k_b)
     "Is an overlap more than chance?"
     n_a, n_b = np.bincount(a, minlength=k_a), np.bincount(b, minlength=k_b)
     chance, rng = _chance(n_a, n_b, len(a)), np.random.default_rng(random_state)
     rows, columns = np.indices((k_a, k_b))
     def alone(b): return chance[rows, columns, np.bincount(a*k_b + b, minlength=k_a*k_b).reshape(k_a, k_b)]
-    found, best = alone(b), np.ones((k_a, k_b))
-    for _ in range(n_permutations): best += alone(rng.permutation(b)).min() <= found*(1 + 1e-9)
-    return found, best/(n_permutations + 1)
+    found, best, each = alone(b), np.ones((k_a, k_b)), np.ones((k_a, k_b))
+    orders = (rng.permutation(len(b)) for _ in range(n_permutations)) if groups is None else stimulus_permutations(len(b), n_permutations, groups, random_state)[1:]
+    for order in orders:
+        dealt = alone(b[order])
+        best += dealt.min() <= found*(1 + 1e-9)
+        each += dealt <= found*(1 + 1e-9)
+    return found if groups is None else each/(n_permutations + 1), best/(n_permutations + 1)
 
 # %% ../nbs/38_compare.ipynb #a9299a21
 _SAME = dict(network=('z', ('model', 'layer', 'grid', 'weights_hash')), brain=('r', ('dataset', 'target', 'subject', 'region')))
@@ -73,20 +79,29 @@ def _matched(a, b, overlap, alone, best, alpha, min_jaccard):
             verdict = 'only in a' if best[i, j] > alpha else 'shared' if overlap[i, j] >= min_jaccard else 'partly shared'
             yield dict(a=i, name_a=name, b=j, name_b=b.names[j], jaccard=overlap[i, j], p_pair=alone[i, j], p=best[i, j], r_network=network[i, j], r_brain=brain[i, j], verdict=verdict)
 
+def _common_groups(a, b, groups, n, by_ids):
+    "Content groups of the stimuli that are compared."
+    if groups is None: return None
+    wanted = len(a.ids) if by_ids else n
+    if len(groups) != wanted: raise ValueError(f'{len(groups)} groups for {wanted} {"stimuli of the first library" if by_ids else "assigned stimuli"}: one for each')
+    return np.asarray(groups)[np.isin(a.ids, b.ids)] if by_ids else groups
+
 def compare(
     a: PrototypeLibrary, # Library
     b: PrototypeLibrary, # Another one, with any number of prototypes
     assigned: tuple=None, # (prototype in a, prototype in b) of the same stimuli, each (n_stimuli,), as from `predict`; the common training stimuli if None
-    alpha: float=.05, # Chance that any pair of unrelated libraries is called shared, for all pairs together
+    alpha: float=.05, # Chance that any pair of unrelated libraries is called shared, for all pairs together (stimuli or groups exchangeable)
     min_jaccard: float=1/3, # Overlap from which a shared prototype is not only partly shared
     n_permutations: int=1000, # Deals
     random_state: int=0, # Of the deals
+    groups=None, # Content group of each stimulus: of `a`, in its order, or of the rows of `assigned`; dealt as wholes. Every stimulus its own if None
 ) -> Comparison: # ValueError where there is no common stimulus
     "Which prototypes two libraries share, and which only one of them has."
     x, y = common_labels(a, b) if assigned is None else (np.asarray(o, dtype=int) for o in assigned)
     if len(x) != len(y) or not len(x): raise ValueError(f'need both assignments of the same stimuli, got {len(x)} and {len(y)}')
     if not (0 <= x.min() and x.max() < len(a) and 0 <= y.min() and y.max() < len(b)): raise ValueError(f'assignments outside the {len(a)} and {len(b)} prototypes')
-    overlap, (alone, best) = jaccard(x, y, len(a), len(b)), overlap_p(x, y, len(a), len(b), n_permutations, random_state)
+    groups = _common_groups(a, b, groups, len(x), assigned is None)
+    overlap, (alone, best) = jaccard(x, y, len(a), len(b)), overlap_p(x, y, len(a), len(b), n_permutations, random_state, groups)
     rows = list(_matched(a, b, overlap, alone, best, alpha, min_jaccard))
     taken = {r['b'] for r in rows if r['verdict'] != 'only in a'}
     rows += [dict(b=j, name_b=name, verdict='only in b') for j, name in enumerate(b.names) if j not in taken]

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.stats import rankdata
 from sklearn.feature_extraction.text import CountVectorizer
 
+from .choose_k import stimulus_permutations
 from .library import PrototypeLibrary
 
 # %% ../nbs/36_naming.ipynb #1ca1b980
@@ -109,40 +110,57 @@ def _standard(columns):
     length = np.linalg.norm(x, axis=0)
     return np.divide(x, length, out=np.zeros_like(x), where=length > 1e-9*np.maximum(np.abs(columns).max(0), 1))
 
+def _deals(n, n_permutations, groups, random_state):
+    "Orders of n stimuli: one by one, or content groups as wholes."
+    if groups is not None: return stimulus_permutations(n, n_permutations, groups, random_state)[1:]
+    rng = np.random.default_rng(random_state)
+    return (rng.permutation(n) for _ in range(n_permutations))
+
 def attribute_scores(
     lib: PrototypeLibrary, # Library
     table: pd.DataFrame, # Attributes of its stimuli, in its order, as from `attribute_table`
     n_permutations: int=1000, # Random deals of the attributes
     random_state: int=0, # Of the deals
+    groups=None, # Content group of each stimulus, (n_stimuli,), dealt as wholes; every stimulus its own if None
 ): # z (K, n_attributes); p for each pair alone, and p for the best of all pairs, of the same shape
     "Which prototype has more of which attribute, tested against attributes dealt at random."
     n, is_bool = len(lib.ids), np.array([table[c].dtype == bool for c in table], dtype=bool)
     a = _standard(np.column_stack([table[c].astype(float) if b else rankdata(table[c]) for c, b in zip(table, is_bool)]))
     m = _standard(_membership(lib).T).T
     sided = lambda z: np.where(is_bool, z, np.abs(z))
-    z, rng = m @ a*np.sqrt(n - 1), np.random.default_rng(random_state)
+    z = m @ a*np.sqrt(n - 1)
     alone, best = np.ones_like(z), np.ones_like(z)
-    for _ in range(n_permutations):
-        dealt = sided(m[:, rng.permutation(n)] @ a*np.sqrt(n - 1))
+    for order in _deals(n, n_permutations, groups, random_state):
+        dealt = sided(m[:, order] @ a*np.sqrt(n - 1))
         alone += dealt >= sided(z) - 1e-9
         best += dealt.max() >= sided(z) - 1e-9
     return z, alone/(n_permutations + 1), best/(n_permutations + 1)
 
 # %% ../nbs/36_naming.ipynb #207f2712
+def _assigned(lib, assign):
+    "The library with other members."
+    assign = np.asarray(assign)
+    if assign.shape != lib.assign.shape or not np.isin(assign, range(len(lib))).all(): raise ValueError(f'assign: one of the {len(lib)} prototypes for each of the {len(lib.ids)} stimuli of the library, got shape {assign.shape}')
+    return replace(lib, assign=assign)
+
 def name_prototypes(
     lib: PrototypeLibrary, # Library
     labels, # Labels, attributes or words of captions: see `attribute_table` and `caption_words`
     ids: list=None, # Stimulus of each row; the library's own order if None
     n_permutations: int=1000, # Random deals
-    alpha: float=.05, # Chance that any prototype of the library gets a name by luck
+    alpha: float=.05, # Chance that any prototype gets a name, where labels and prototypes are unrelated
     min_auc: float=.6, # A name needs this area under the curve too; 0.6 is a difference of 20 points between the shares inside and outside
     random_state: int=0, # Of the deals
+    assign=None, # Prototype of each stimulus of the library, (n_stimuli,), as one side alone predicts it; the joint assignment if None
+    groups=None, # Content group of each row of labels, dealt as wholes; every stimulus its own if None
 ) -> pd.DataFrame: # One row for each prototype: candidate, inside, outside, log_odds, auc, z, p_alone, p (for the best of all pairs), name, source
     "Names from labels or attributes, where a permutation test allows them."
     table = attribute_table(labels)
-    table = table.iloc[_rows(lib, ids, len(table))].reset_index(drop=True)
+    rows, lib = _rows(lib, ids, len(table)), lib if assign is None else _assigned(lib, assign)
+    if groups is not None and len(groups) != len(table): raise ValueError(f'{len(groups)} groups for {len(table)} rows of labels: one for each')
+    table = table.iloc[rows].reset_index(drop=True)
     if not len(table.columns): raise ValueError(f'there is no attribute to name after: a table of shape {table.shape}')
-    z, alone, best = attribute_scores(lib, table, n_permutations, random_state)
+    z, alone, best = attribute_scores(lib, table, n_permutations, random_state, None if groups is None else np.asarray(groups)[rows])
     found = []
     for k, row in enumerate(z):
         j = int(np.argmax([v if table[c].dtype == bool else abs(v) for v, c in zip(row, table)]))

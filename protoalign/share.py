@@ -23,7 +23,9 @@ tags: [protoalign, neuroscience, representational-alignment]
 ---
 # {title}
 
-A library of prototypes that a network and a brain share, made with protoalign {version}.
+A library of prototypes found in a network and a brain together, made with protoalign {version}.
+
+Which of them both sides carry is not in this file: `protoalign.sharedness` tests that, on stimuli outside the fit. A name may come from one side alone.
 
 {table}
 

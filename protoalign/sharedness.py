@@ -157,6 +157,19 @@ def _plot_carriers(ax, table):
     ax.set(xlabel="network's variance explained (%)", ylabel="brain's variance explained (%)")
     ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
 
+_PLACES = [(r*np.cos(a), r*np.sin(a)) for r in (11, 18, 26, 36) for a in np.pi/4 + np.arange(12)*np.pi/6]
+
+def _number_marks(ax, at, names):
+    "A name beside each mark, where neither another name nor a mark is; a line leads there."
+    ax.figure.draw_without_rendering()
+    pixel = ax.figure.dpi/72
+    marks, wide = ax.transData.transform(at)/pixel, np.array([[3 + 5*len(n), 11] for n in names])
+    placed = np.full((len(at), 2), np.inf)
+    for i in np.argsort(marks[:, 0]):
+        clash = lambda p: (np.abs(placed - p) < (wide + wide[i])/2).all(1).sum() + (np.abs(marks - p) < wide[i]/2 + 5).all(1).sum()
+        placed[i] = min((marks[i] + o for o in _PLACES), key=clash)
+        ax.annotate(names[i], at[i], placed[i] - marks[i], textcoords='offset points', fontsize=8, ha='center', va='center', arrowprops=dict(arrowstyle='-', color='0.5', lw=.6, shrinkA=0, shrinkB=0))
+
 def plot_sharedness(
     table: pd.DataFrame, # As from `sharedness`
     names: list=None, # A name for each prototype, K; its number if None
@@ -164,10 +177,9 @@ def plot_sharedness(
     "Which prototypes are shared, at one glance."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), layout='constrained')
-    names = [str(k) for k in table.prototype] if names is None else list(names)
+    names = [str(k) for k in (table.prototype if names is None else names)]
     if len(names) != len(table): raise ValueError(f'{len(names)} names for {len(table)} prototypes')
     _plot_carriers(axes[0], table)
-    for name, (_, row) in zip(names, table.iterrows()): axes[0].annotate(name, (100*row.explained_network, 100*row.explained_brain), (5, 4), textcoords='offset points', fontsize=8)
     rows = table.assign(name=names).sort_values('score').reset_index(drop=True)
     axes[1].barh(rows.index, rows.null_high - .5, left=.5, color='0.88')
     for i, row in rows.iterrows():
@@ -175,4 +187,5 @@ def plot_sharedness(
         axes[1].plot(row.score, i, marker, color=colour, mfc=colour if row.flag == 'shared' else 'none')
     axes[1].axvline(.5, color='0.5', lw=1)
     axes[1].set(yticks=rows.index, yticklabels=rows.name, ylabel='prototype', xlabel='sharedness (½ is chance), bar: 95 % of permutations')
+    _number_marks(axes[0], 100*table[['explained_network', 'explained_brain']].to_numpy(), names)
     return axes

@@ -256,6 +256,43 @@ def test_dealt_labels_name_nothing():
     assert sum((name_prototypes(*w, n_permutations=99, random_state=i)['source'] != '').any() for i, w in enumerate(worlds)) <= 17
 
 
+def unrelated_in_groups(seed, n_groups=60, size=4):
+    "Prototypes and labels of content groups, dealt at random: nothing is related, but stimuli come in fours."
+    from dataclasses import replace
+    rng, groups = np.random.default_rng(seed), np.arange(n_groups).repeat(size)
+    lib = replace(library(), ids=[f's{i}' for i in range(len(groups))], assign=rng.integers(0, 6, n_groups)[groups], distance=np.zeros(len(groups)))
+    return lib, rng.integers(0, 6, n_groups)[groups], groups
+
+
+def test_dealt_groups_name_nothing_if_dealt_as_groups():
+    "Stimulus by stimulus nearly every world has a pair that passes; by group about 5 of 100, up to 11 within luck (p = 0.99)."
+    from protoalign.naming import name_prototypes
+    passed = lambda seed, by_group: (name_prototypes(*(w := unrelated_in_groups(seed))[:2], n_permutations=99, random_state=seed, groups=w[2] if by_group else None)['p'] <= .05).any()
+    assert sum(passed(s, False) for s in range(20)) >= 15 and sum(passed(s, True) for s in range(100)) <= 11
+
+
+def test_planted_names_are_found_by_group():
+    "In any order of the rows of labels, which have their groups with them."
+    from protoalign.naming import name_prototypes
+    lib, other, groups = unrelated_in_groups(0)
+    labels, order = np.array([f'kind {k}' for k in lib.assign]), np.random.default_rng(1).permutation(240)
+    assert name_prototypes(lib, labels, groups=groups)['name'].tolist() == [f'kind {k}' for k in range(6)]
+    dealt = [name_prototypes(lib, other[rows].astype(str), ids=np.array(lib.ids)[rows], groups=groups[rows]) for rows in (np.arange(240), order)]
+    assert dealt[0].equals(dealt[1]) and dealt[0]['p_alone'].between(.002, .998).any()
+    with pytest.raises(ValueError, match='239 groups for 240 rows'): name_prototypes(lib, labels, groups=groups[1:])
+
+
+def test_names_by_one_side_alone():
+    "The members are those that are given; joint ones by default."
+    from protoalign.naming import name_prototypes
+    lib, labels = named_world(120, 6, 0, planted=True)
+    other = (lib.assign + 1) % 6
+    assert name_prototypes(lib, labels, assign=other)['name'].tolist() == [f'kind {(k - 1) % 6}' for k in range(6)]
+    assert name_prototypes(lib, labels, assign=lib.assign).equals(name_prototypes(lib, labels))
+    for bad in (other[1:], other + 1):
+        with pytest.raises(ValueError, match='one of the 6 prototypes for each of the 120'): name_prototypes(lib, labels, assign=bad)
+
+
 def test_quantities_and_captions():
     from protoalign.naming import caption_words, name_prototypes
     lib, _ = named_world(120, 6, 0, planted=True)
@@ -317,6 +354,36 @@ def test_unrelated_libraries_share_nothing():
         a, b = partition_library(rng.choice(6, 90, p=weights), 6), partition_library(rng.integers(0, 4, 90), 4)
         found += compare(a, b, n_permutations=99, random_state=seed).table['verdict'].isin(['shared', 'partly shared']).any()
     assert found <= 11
+
+
+def test_unrelated_libraries_in_groups_share_nothing_if_dealt_as_groups():
+    from dataclasses import replace
+    from protoalign.compare import compare
+    def found(seed, by_group):
+        a, other, groups = unrelated_in_groups(seed)
+        b = replace(a, assign=other)
+        return compare(a, b, n_permutations=99, random_state=seed, groups=groups if by_group else None).table['verdict'].isin(['shared', 'partly shared']).any()
+    assert sum(found(s, False) for s in range(20)) >= 15 and sum(found(s, True) for s in range(100)) <= 11
+
+
+def test_groups_belong_to_the_stimuli_of_a():
+    "Where only some stimuli are common, in another order, the groups go with them; with every stimulus its own group the p of a pair estimates the exact one."
+    from dataclasses import replace
+    from protoalign.compare import compare
+    a, other, groups = unrelated_in_groups(0)
+    keep = np.random.default_rng(1).permutation(240)[:200]
+    b = replace(a, ids=[a.ids[i] for i in keep], assign=other[keep], distance=np.zeros(200))
+    common = np.sort(keep)
+    by_ids = compare(a, b, groups=groups).table
+    assert by_ids.equals(compare(a, b, (a.assign[common], other[common]), groups=groups[common]).table)
+    exact, dealt = (compare(a, b, n_permutations=2000, groups=g).table['p_pair'].dropna() for g in (None, np.arange(240)))
+    assert np.abs(exact - dealt).max() < .04
+    rng, (first, second) = np.random.default_rng(2), (o[::4] for o in (a.assign, other))
+    in_common = lambda o: np.array([[((first == i) & (o == j)).sum() for j in range(6)] for i in range(6)])
+    by_hand = np.mean([in_common(rng.permutation(second)) >= in_common(second) for _ in range(2000)], axis=0)
+    rows = compare(a, replace(a, assign=other), n_permutations=2000, groups=groups).table.dropna(subset=['p_pair'])
+    assert np.abs(rows['p_pair'] - by_hand[rows['a'].astype(int), rows['b'].astype(int)]).max() < .05
+    with pytest.raises(ValueError, match='199 groups for'): compare(a, b, groups=groups[:199])
 
 
 @pytest.mark.parametrize('k_a, k_b', [(8, 8), (8, 5), (5, 8)])
@@ -452,8 +519,10 @@ def test_atlas_shows_what_it_should(pages):
     text = (pages/'digits.html').read_text(encoding='utf-8')
     assert text.count('<section') == 6 and 'are simulated' in text and 'BSD-3-Clause' in text and 'sharedness 0.20' in text
     assert '<script' not in text and 'http://' not in text and 'https://' not in text
+    assert 'in the column sharedness' in text and 'may come from one side alone' in text and 'not tested' not in text
     sounds = unescape((pages/'tones.html').read_text(encoding='utf-8'))
     assert sounds.count('<audio') == 8 and 'height' in sounds and 'Area under the ROC curve' in sounds
+    assert 'Sharedness was not tested' in sounds and not any('brain share' in o for o in (text, sounds))
 
 
 def test_hostile_texts_stay_texts(tmp_path):

@@ -77,6 +77,33 @@ def test_the_committed_calibration_holds():
     assert table.share_world['in groups, tested by stimulus'] > .15
 
 
+def test_the_committed_choices_hold():
+    "nbs/results/sharedness_choices.csv: one pairing keeps the family, two do not; the least part makes fewer one-sided prototypes crossed, and none more shared."
+    table = pd.read_csv(ROOT/'nbs'/'results'/'sharedness_choices.csv')
+    count = table.set_index(['choice', 'way', 'counted'])['count']/table.set_index(['choice', 'way', 'counted'])['of']
+    null = count['null of the score'].droplevel(1)
+    assert null['one pairing'] < .05 + 3*np.sqrt(.05*.95/200) < null['two pairings']
+    least = count['least part of a carrier'].unstack()
+    crossed, shared = (least[f'one-sided prototypes called {f}'] for f in ('crossed', 'shared'))
+    assert crossed['0.25'] < crossed['0.0'] and shared['0.25'] == shared['0.0'] < .05
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_numbers_of_marks_do_not_overprint(seed):
+    "As many as 20 prototypes, half of them in one corner: no two numbers on one another."
+    import matplotlib.pyplot as plt
+    from matplotlib.text import Text
+    x, y, *_ = mixed_world(seed=seed)
+    table = pd.concat([sharedness(fitted(x, y), x[NEW], y[NEW], n_permutations=20)]*4, ignore_index=True)[:20]
+    rng = np.random.default_rng(seed)
+    table = table.assign(prototype=range(20), explained_network=rng.uniform(0, .02, 20)*np.repeat([1, .15], 10), explained_brain=rng.uniform(0, .03, 20)*np.repeat([1, .15], 10))
+    ax = plot_sharedness(table)[0]
+    ax.figure.canvas.draw()
+    boxes = [Text.get_window_extent(t) for t in ax.texts] # without the line to the mark
+    plt.close(ax.figure)
+    assert len(boxes) == 20 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_score_and_null_against_all_permutations():
     "Five stimuli, 120 orders: scores by scikit-learn, p by counting."
     rng = np.random.default_rng(0)

@@ -72,7 +72,7 @@ def sharedness_table(n_splits):
             if k > len(splits[0].train)/5: continue
             start = time.time()
             found = [one_split(x, y, s, k, i, 3 if own is None else 5, network == 'acoustic model') for i, s in enumerate(splits)]
-            rows.append(dict(dataset=dataset, target=target, network=network, K=k, n_splits=len(splits), **pd.DataFrame(found).mean()))
+            rows.append(dict(dataset=dataset, target=target, network=network, K=k, n_splits=len(splits), **pd.DataFrame(found).mean().rename({'kappa_p': 'mean_kappa_p'})))
             print(f'{time.time() - start:.0f} s', rows[-1], flush=True)
     return pd.DataFrame(rows)
 
