@@ -1,4 +1,4 @@
-"""Joint clustering: the prototypes that a network and a brain share
+"""Joint clustering: prototypes that are points of a network and of a brain at once
 
 Docs: https://protoalign.github.io/protoalign/joint.html.md"""
 
