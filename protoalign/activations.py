@@ -47,7 +47,9 @@ class _Narrow:
         if project and pca: raise ValueError('give project= or pca=, not both')
         if not pca: return
         if pca_rows is None: raise ValueError('pca= needs pca_rows=, the numbers of the training rows: components that saw the test stimuli leak')
-        self.rows = np.unique(np.flatnonzero(pca_rows) if np.asarray(pca_rows).dtype == bool else pca_rows)
+        mask = np.asarray(pca_rows)
+        if mask.dtype == bool and n_stimuli and mask.shape != (n_stimuli,): raise ValueError(f'pca_rows as a mask needs one value for each of {n_stimuli} stimuli, got shape {mask.shape}')
+        self.rows = np.unique(np.flatnonzero(mask) if mask.dtype == bool else mask)
         if len(self.rows) <= pca: raise ValueError(f'{pca} components need more than {pca} training rows, got {len(self.rows)}')
         if self.rows[0] < 0 or self.rows[-1] >= (n_stimuli or np.inf): raise ValueError(f'pca_rows go from {self.rows[0]} to {self.rows[-1]}, the stimuli are {n_stimuli}')
 
@@ -77,20 +79,35 @@ class _Narrow:
                 with atomic_write(layers[name].learned) as p, open(p, 'wb') as f: np.savez(f, mean=mean, components=components)
 
 # %% ../nbs/19_activations.ipynb #5ea08458
+def _told(v, depth=4):
+    "A value in words that are the same in every process: content where there is any, else what kind of thing it is."
+    if isinstance(v, (torch.Tensor, np.ndarray)): return fingerprint(v)
+    if isinstance(v, (bool, int, float, complex, str, bytes, type(None), torch.dtype, np.generic)): return repr(v)
+    if isinstance(v, partial): return f'partial {_told((v.func, v.args, v.keywords), depth - 1)}'
+    if inspect.isroutine(v): return f'{getattr(v, "__module__", "")}.{v.__qualname__} {_code(v)}'
+    if isinstance(v, type) or isinstance(v, nn.Module) or depth == 0: return (v if isinstance(v, type) else type(v)).__qualname__
+    if isinstance(v, dict): return '{' + ', '.join(sorted(f'{_told(k, depth - 1)}: {_told(o, depth - 1)}' for k, o in v.items())) + '}'
+    if isinstance(v, (list, tuple)): return f'[{", ".join(_told(o, depth - 1) for o in v)}]'
+    if isinstance(v, (set, frozenset)): return f'[{", ".join(sorted(_told(o, depth - 1) for o in v))}]'
+    return f'{type(v).__qualname__} {_told(vars(v), depth - 1) if hasattr(v, "__dict__") else ""}'
+
 @lru_cache
-def _forward_code(kind):
-    try: return inspect.getsource(kind.forward)
+def _code(function):
+    try: return inspect.getsource(function)
     except (OSError, TypeError): return ''
 
-def _plain(v): return isinstance(v, (bool, int, float, str, torch.Tensor)) or isinstance(v, tuple) and all(map(_plain, v))
+_OWN = {*vars(nn.Module()), 'training'} # attributes that every module has
+
+def _attributes(m):
+    "What a module or its class holds beside weights, modules and methods."
+    of_class = {k: v for k, v in vars(type(m)).items() if not k.startswith('__') and not inspect.isroutine(v) and not isinstance(v, (property, classmethod, staticmethod))}
+    return {k: v for k, v in {**of_class, **vars(m)}.items() if k not in _OWN}
 
 def model_fingerprint(model: nn.Module) -> str: # 64 hexadecimal digits
-    "SHA-256 of weights, buffers, structure, plain attributes and the code of the forward passes."
+    "SHA-256 of weights, buffers, structure, attributes and the code of the forward passes."
     parts = [repr(model)]
     for name, m in model.named_modules():
-        parts += [name, type(m).__qualname__, _forward_code(type(m))]
-        for k, v in sorted({**vars(type(m)), **vars(m)}.items()):
-            if k != 'training' and not k.startswith('_') and _plain(v): parts += [k, v]
+        parts += [name, type(m).__qualname__, _code(type(m).forward), _told(_attributes(m))]
     for name, v in sorted({**dict(model.named_buffers()), **model.state_dict()}.items()): parts += [name, v]
     return fingerprint(*parts)
 
@@ -157,6 +174,10 @@ class _OnDisk(_Rows):
     def __enter__(self):
         self.file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644), 'r+b')
         _lock(self.file)
+        if self.whole: # finished by another process between our look and our lock
+            self.file.close()
+            self.partial.unlink(missing_ok=True)
+            return self
         for left in self.path.parent.glob(f'.{self.path.stem}.*.partial'): left.unlink() # of a run that was killed
         if self.said.exists(): self.rows, self.width = (json.loads(self.said.read_text(encoding='utf-8'))[k] for k in ('rows', 'features'))
         at = self.rows and len(_header(0, 0, self.dtype)) + self.rows*self.width*np.dtype(self.dtype).itemsize
@@ -231,10 +252,14 @@ def _opened(store):
 _FORMAT = 1
 
 # %% ../nbs/19_activations.ipynb #9225ee9b
-def _facts(model, images, key, transform, grid, pooling, half, narrow, dtype):
-    if ' at 0x' in repr(transform): raise ValueError(f'a store must know what transform= does, and {transform!r} does not say: wrap it, Preprocessing("what it does", transform)')
+def _rule(transform):
+    "What a transform does, in words; a module is also known by its attributes."
+    return f'{transform!r} {model_fingerprint(transform)}' if isinstance(transform, nn.Module) else repr(transform)
+
+def _facts(model, images, n, key, transform, grid, pooling, half, narrow, dtype):
+    if any(o in repr(transform) for o in (' at 0x', 'Lambda(', '<lambda>', '<function')): raise ValueError(f'a store must know what transform= does, and {transform!r} does not say: wrap it, Preprocessing("what it does", transform)')
     pooling = dict(how='mean', tokens='mean', **axes_of(model)) | pooling
-    return dict(format=_FORMAT, network=type(model).__name__, model=model_fingerprint(model), stimuli=stimuli_fingerprint(images, key), transform=repr(transform), grid=grid, pooling=pooling,
+    return dict(format=_FORMAT, network=type(model).__name__, model=model_fingerprint(model), stimuli=stimuli_fingerprint(images, key), n=n, transform=_rule(transform), grid=grid, pooling=pooling,
                 half=half and str(torch.get_autocast_dtype(_device(model))), project=narrow.project, pca=narrow.pca, pca_rows=None if narrow.rows is None else fingerprint(narrow.rows), dtype=dtype)
 
 def extract(
@@ -260,12 +285,13 @@ def extract(
     if dtype not in ('float32', 'float16'): raise ValueError(f"dtype is 'float32' or 'float16', got {dtype!r}")
     narrow = _Narrow(project, pca, pca_rows, stimuli.n)
     if store is None: kept = {name: _Rows(name, dtype, stimuli.n) for name in names}
-    else: store, facts = _opened(store), _facts(model, images, key, transform, grid, pooling, half, narrow, dtype)
+    else: store, facts = _opened(store), _facts(model, images, stimuli.n, key, transform, grid, pooling, half, narrow, dtype)
     if store is not None: kept = {name: _OnDisk(store, dict(facts, layer=name)) for name in names}
     todo = {name: o for name, o in kept.items() if not o.whole}
     show = partial(_show, model, stimuli, grid, half, pooling, progress)
     with ExitStack() as files:
         for o in todo.values(): files.enter_context(o)
+        todo = {name: o for name, o in todo.items() if not o.whole}
         if todo: _fill(show, stimuli, todo, narrow, np.inf if store else max_gb)
     return {name: o.array() for name, o in kept.items()}
 

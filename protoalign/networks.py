@@ -96,7 +96,9 @@ def cifar_resnet(
     data_dir=None, # Folder that holds cifar_resnet_weights; the environment variable PROTOALIGN_DATA if None
 ) -> CifarResNet: # Network with the weights of Idelbayev (2018)
     "Residual network trained on CIFAR-10, weights read from the user's folder without unpickling code."
-    name = {20: 'resnet20-12fca82f.th', 32: 'resnet32-d509ac18.th', 56: 'resnet56-4bfd9763.th'}[depth]
+    names = {20: 'resnet20-12fca82f.th', 32: 'resnet32-d509ac18.th', 56: 'resnet56-4bfd9763.th'}
+    if depth not in names: raise ValueError(f'weights are published for depths {list(names)}, got {depth}')
+    name = names[depth]
     path = data_folder('cifar_resnet_weights', data_dir, (name,))/name
     state = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
     net = CifarResNet(depth)
@@ -131,9 +133,11 @@ class Preprocessing:
 
 def preprocessing(
     of, # timm model, weights of torchvision (`ResNet50_Weights.IMAGENET1K_V2`), image processor of transformers, or `Backbone`
+    white: float=255., # For a `Backbone`: largest value a pixel can have, `Dataset.white`
+    size: int=None, # For a `Backbone`: pixels of height and width; None leaves images as they are
 ) -> Preprocessing: # For one image, PIL or 8-bit array; ValueError where the rule cannot be known
     "A network's own preprocessing, from whoever knows it."
-    if isinstance(of, Backbone): return Preprocessing(f'prepare of {of.name}', partial(_by_prepare, of.prepare))
+    if isinstance(of, Backbone): return Preprocessing(f'prepare of {of.name}, white {white:g}, size {size}', partial(_by_prepare, of.prepare, size, white))
     if callable(getattr(of, 'transforms', None)) and hasattr(of, 'meta'):
         rule = of.transforms()
         return Preprocessing(repr(rule), partial(_by_rule, rule))
@@ -150,4 +154,4 @@ def _of_timm(model):
 def _colour(image): return (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert('RGB')
 def _by_rule(rule, image): return rule(_colour(image))
 def _by_processor(processor, image): return processor(_colour(image), return_tensors='pt')['pixel_values'][0]
-def _by_prepare(prepare, image): return prepare(np.array(image)[None])[0]
+def _by_prepare(prepare, size, white, image): return prepare(np.array(image)[None], size, white)[0]

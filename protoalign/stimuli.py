@@ -13,7 +13,7 @@ import hashlib, json, os
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from .layers import as_input
 
@@ -21,6 +21,22 @@ from .layers import as_input
 def _opened(path):
     try: return Image.open(path).convert('RGB')
     except OSError as e: raise ValueError(f'{path} cannot be read as an image: {e}') from e
+
+def _in_order(images):
+    "Whether a loader gives all its stimuli, one after the other; anything but a loader does."
+    if isinstance(images, DataLoader):
+        inner = getattr(images.batch_sampler, 'sampler', images.sampler)
+        if not isinstance(images.sampler, SequentialSampler) or not isinstance(inner, SequentialSampler): return False
+        if type(images.batch_sampler) not in (BatchSampler, type(None)): return False
+        if getattr(images.batch_sampler, 'drop_last', False): return False
+    return not any(getattr(images, o, False) is True for o in ('shuffle', 'drop_last'))
+
+def _n_of_loader(images):
+    "How many stimuli a loader has, where it tells; None where it does not."
+    if not isinstance(images, DataLoader) or images.sampler is None: return None
+    inner = getattr(images.batch_sampler, 'sampler', images.sampler)
+    try: return len(inner)
+    except TypeError: return None
 
 class StimulusBatches:
     "Stimuli in batches, on the model's device and in its precision."
@@ -32,10 +48,11 @@ class StimulusBatches:
     ):
         self.images, self.model, self.transform, self.batch_size = images, model, transform, batch_size
         self.listed = hasattr(images, '__getitem__') and hasattr(images, '__len__')
-        self.n = len(images) if self.listed else None
+        self.n = len(images) if self.listed else _n_of_loader(images)
         if self.n == 0: raise ValueError('there are no stimuli')
+        if batch_size < 1: raise ValueError(f'batch_size is at least 1, got {batch_size}')
         if not self.listed and transform is not None: raise ValueError('a loader prepares its own stimuli: leave transform= out')
-        if isinstance(getattr(images, 'sampler', None), RandomSampler) or any(getattr(images, o, False) is True for o in ('shuffle', 'drop_last')):
+        if not _in_order(images):
             raise ValueError('rows must be the stimuli in their order: need a loader with shuffle=False and drop_last=False')
         lacking = [p for p in images if not os.path.exists(p)] if isinstance(images, (list, tuple)) and isinstance(images[0], (str, os.PathLike)) else []
         if lacking: raise FileNotFoundError(f'{len(lacking)} of {self.n} files are not there; the first: {lacking[0]}')
@@ -56,6 +73,7 @@ class StimulusBatches:
 
     def _sound(self, rows, x):
         x = as_input(x, self.model)
+        if x.dtype == torch.uint8: raise ValueError(f'stimuli are 8-bit integers of shape {tuple(x.shape)}, as they come from files: give transform=, such as preprocessing(model), or prepare them first')
         if x.is_floating_point() and not torch.isfinite(x).all():
             bad = rows[~torch.isfinite(x).flatten(1).all(1).cpu().numpy()]
             raise ValueError(f'{len(bad)} of {len(rows)} stimuli hold NaN or inf as the network would see them; rows {bad[:5].tolist()}')

@@ -372,3 +372,56 @@ def test_fingerprint_is_the_same_in_another_process():
     assert model_fingerprint(net) == theirs
     net.layer2[0].stride = 1
     assert model_fingerprint(net) != theirs
+
+
+def test_more_stimuli_under_one_key_are_more_rows(tmp_path):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(5, 4)), torch.randn(20, 5)
+    assert [extract(net, '0', x[:n], store=tmp_path, key='a')['0'].shape for n in (10, 20)] == [(10, 4), (20, 4)]
+
+
+class Gain(nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = gain
+    def forward(self, x): return self.gain*x
+
+
+def test_a_transform_that_does_something_else_is_something_else(tmp_path):
+    from torchvision.transforms import Lambda
+    net, x = nn.Sequential(nn.Linear(5, 4)), list(torch.randn(6, 5))
+    one, three = (np.array(extract(net, '0', x, store=tmp_path, transform=Gain(g))['0']) for g in (1., 3.))
+    assert not np.allclose(one, three)
+    with pytest.raises(ValueError, match='must know what transform= does'): extract(net, '0', x, store=tmp_path, transform=Lambda(lambda o: o))
+
+
+def test_only_loaders_that_keep_the_order():
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+    net, x = nn.Sequential(nn.Linear(5, 4)), torch.randn(20, 5)
+    plain = extract(net, '0', x)['0']
+    for good in (DataLoader(x, 7), DataLoader(x, batch_sampler=BatchSampler(SequentialSampler(x), 7, False))): np.testing.assert_allclose(extract(net, '0', good)['0'], plain, rtol=1e-5)
+    for bad in (DataLoader(x, 7, shuffle=True), DataLoader(x, 7, sampler=SubsetRandomSampler(range(20))), DataLoader(x, 7, sampler=WeightedRandomSampler([1.]*20, 20)), DataLoader(x, 7, drop_last=True),
+                DataLoader(x, batch_sampler=BatchSampler(RandomSampler(x), 7, False)), DataLoader(x, batch_sampler=BatchSampler(SequentialSampler(x), 7, True))):
+        with pytest.raises(ValueError, match='in their order'): extract(net, '0', bad)
+
+
+@pytest.mark.parametrize('wrong, said', [
+    (dict(images=torch.zeros(3, 5, dtype=torch.uint8)), '8-bit integers'), (dict(batch_size=0), 'batch_size is at least 1'),
+    (dict(pca=1, pca_rows=np.ones(5, bool)), 'one value for each of 6 stimuli'), (dict(images=[{'input_ids': 1}]), 'dict, not a tensor'),
+])
+def test_refused_before_work(wrong, said):
+    with pytest.raises(ValueError, match=said): extract(nn.Sequential(nn.Linear(5, 4)), '0', **{'images': torch.randn(6, 5), **wrong})
+
+
+def test_another_process_finishes_between_look_and_lock(tmp_path, monkeypatch):
+    "What is whole by then is taken, and nothing is computed."
+    import protoalign.activations as module
+    net, x = nn.Sequential(nn.Linear(5, 4)), torch.randn(6, 5)
+    whole, lock = extract(net, '0', x, store=tmp_path/'other')['0'], module._lock
+    def late(file):
+        lock(file)
+        for f in (tmp_path/'other').iterdir():
+            if f.suffix == '.npy': (tmp_path/'mine'/f.name).write_bytes(f.read_bytes())
+    monkeypatch.setattr(module, '_lock', late)
+    monkeypatch.setattr(module, '_show', lambda *args: pytest.fail('computed again'))
+    np.testing.assert_array_equal(extract(net, '0', x, store=tmp_path/'mine')['0'], whole)
