@@ -214,8 +214,11 @@ def _fetch_haxby(subject, data_dir):
 def _haxby(data_dir=None, subject=2, region='vt', fetch=False):
     if subject not in range(1, 7) or region not in _HAXBY_MASKS: raise ValueError(f'haxby has subjects 1 to 6 and regions {list(_HAXBY_MASKS)}, got subject {subject!r} and region {region!r}')
     files = 'bold.nii.gz', 'labels.txt', f'{_HAXBY_MASKS[region]}.nii.gz'
-    if fetch: _fetch_haxby(int(subject), data_dir)
-    place = _haxby_folder(int(subject), data_dir, files)
+    try: place = _haxby_folder(int(subject), data_dir, files)
+    except FileNotFoundError:
+        if not fetch: raise
+        _fetch_haxby(int(subject), data_dir)
+        place = _haxby_folder(int(subject), data_dir, files)
     found = haxby_responses(*(place/f for f in files), 'block', subject=f'subject {subject}', region=region.upper())
     names, labels = np.unique([o.split('/')[0] for o in found.ids], return_inverse=True)
     return Dataset('haxby', np.zeros((len(found), 0, 0), np.uint8), found.ids, [o.split('/')[1] for o in found.ids], _HAXBY_LICENCE, _HAXBY_CITATION, labels, tuple(names), {f'{region}-{subject}': found},

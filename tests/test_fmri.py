@@ -247,6 +247,7 @@ def test_haxby_is_fetched_when_asked(tmp_path, monkeypatch):
         lay(tmp_path, *made_haxby()[:3], subject=5)
     monkeypatch.setattr(nilearn.datasets, 'fetch_haxby', fetch)
     assert len(load('haxby', data_dir=tmp_path, subject=5, fetch=True).ids) == 32
+    assert len(load('haxby', data_dir=tmp_path, subject=5, fetch=True).ids) == 32, 'what is there is not fetched again'
     assert asked == [dict(data_dir=tmp_path/'haxby', subjects=[5], verbose=0)]
     def offline(**options): raise requests.ConnectionError('no route')
     monkeypatch.setattr(nilearn.datasets, 'fetch_haxby', offline)
