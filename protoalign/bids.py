@@ -43,7 +43,7 @@ def _nuisance(bold, strategy, options):
 # %% ../nbs/16_bids.ipynb #fc96a0c2
 def _run_betas(bold, events, mask, t_r, column, strategy, options, method, design):
     "(estimates (n_trials, n_voxels), stimulus of each) of one run."
-    table = pd.read_csv(events, sep='\t')
+    table = pd.read_csv(events, sep='\t', dtype={column: str})
     if column not in table: raise ValueError(f'{events} has no column {column!r} for stimuli; it has {list(table)}')
     table, series, side = table[table[column].notna()], region_values(bold, mask), Path(bold.removesuffix('.nii.gz') + '.json')
     facts = json.loads(side.read_text(encoding='utf-8')) if side.is_file() else {}
@@ -51,7 +51,7 @@ def _run_betas(bold, events, mask, t_r, column, strategy, options, method, desig
     nuisance = _nuisance(bold, strategy, options)
     if nuisance is not None and len(nuisance) != len(series): raise ValueError(f'{len(nuisance)} rows of confounds for {len(series)} scans')
     design = {**({'drift_model': None} if 'high_pass' in strategy else {}), 'start': facts.get('StartTime', 0.), **design}
-    return trial_betas(series, table, t_r, method, nuisance, **design), table[column].astype(str).tolist()
+    return trial_betas(series, table, t_r, method, nuisance, **design), table[column].tolist()
 
 def bids_responses(
     derivatives, # Folder of fMRIPrep's output, with sub-*/[ses-*/]func
@@ -62,7 +62,7 @@ def bids_responses(
     space: str='MNI152NLin2009cAsym', # Label after 'space-'
     session: str=None, # Label after 'ses-'; all sessions if None
     events=None, # Folder of the raw data set; the nearest one above `derivatives` that has the subject if None
-    label: int=None, # Value of the region in an atlas
+    label: int=None, # Value of the region in an atlas, or a list of values
     confounds=('motion', 'high_pass', 'wm_csf'), # Strategy of nilearn's `load_confounds`; () for none
     confound_options: dict=None, # Further options of it, {'motion': 'basic', 'scrub': 0}
     entities: dict=None, # Further entities that the runs' names must hold, {'res': '2', 'run': '1'}

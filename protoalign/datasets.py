@@ -38,6 +38,11 @@ class Dataset:
     tables: dict = field(default_factory=dict) # {name: DataFrame} of what is neither a label nor a response: fixations, single judgements
     note: str = '' # What a reader must know before believing a score
 
+    def __post_init__(self):
+        counts = {k: len(v) for k, v in dict(stimuli=self.stimuli, ids=self.ids, groups=self.groups, labels=self.labels).items() if v is not None}
+        if len(set(counts.values())) > 1: raise ValueError(f'{self.name}: need one of each for every stimulus, got {", ".join(f"{n} {k}" for k, n in counts.items())}')
+        if len(set(self.ids)) < len(self.ids): raise ValueError(f'{self.name}: {len(self.ids)} ids, of which {len(set(self.ids))} are different: each stimulus needs its own')
+
     def split(self,
         seed: int=0, # Reshuffles training and validation
         **options, # `test`, `val` and `labels` of `split_stimuli`

@@ -27,23 +27,29 @@ def _image(image):
     try: return load_img(str(image) if isinstance(image, Path) else image)
     except (ValueError, ImageFileError, EOFError, OSError) as e: raise ValueError(f'{image} cannot be read as a brain image: {e}') from e
 
+def _in_region(values, label): return (values != 0) & ~np.isnan(values) if label is None else np.isin(values, label)
+
+def _check_labels(values, label, what):
+    "ValueError where the region is empty, or lacks a label."
+    if label is None and not _in_region(values, None).any(): raise ValueError(f'no {what} of the mask is different from 0')
+    if label is None: return
+    lost = [o for o in np.ravel(label).tolist() if not (values == o).any()]
+    known = np.unique(values[_in_region(values, None)])[:10].tolist()
+    if lost or not np.size(label): raise ValueError(f'no {what} of the mask has the label {", ".join(map(str, lost)) or label}; its labels begin with {known}')
+
 def region_mask(
     mask, # Mask or atlas, an image or its path, 3-D; or nilearn's SurfaceImage
-    label: int=None, # Value of the region in an atlas; None for a mask, in which all that is not 0 belongs to the region
-): # Image of zeros and ones, of the same kind; ValueError where no voxel is in the region
+    label: int=None, # Value of the region in an atlas, or a list of values; None for a mask, in which all but 0 and NaN belongs to the region
+): # Image of zeros and ones, of the same kind; ValueError where no voxel is in the region, or has one of the labels
     "The voxels, or vertices, of a region."
     from nilearn.image import new_img_like
     surface = hasattr(mask, 'mesh')
     image = mask if surface else _image(mask)
     values = np.concatenate([o.ravel() for o in image.data.parts.values()]) if surface else np.asanyarray(image.dataobj)
     if not surface and values.ndim != 3: raise ValueError(f'a mask is a 3-D image, got shape {values.shape}')
-    inside = lambda x: x != 0 if label is None else x == label
-    member = inside(values)
-    if not member.any():
-        known = np.unique(values[values != 0])[:10].tolist()
-        raise ValueError(f'no {"vertex" if surface else "voxel"} of the mask {"is different from 0" if label is None else f"has the label {label}; its labels begin with {known}"}')
-    if surface: return type(image)(image.mesh, {side: inside(o.ravel()) for side, o in image.data.parts.items()})
-    return new_img_like(image, member.astype(np.int8))
+    _check_labels(values, label, 'vertex' if surface else 'voxel')
+    if surface: return type(image)(image.mesh, {side: _in_region(o.ravel(), label) for side, o in image.data.parts.items()})
+    return new_img_like(image, _in_region(values, label).astype(np.int8))
 
 def _same_grid(image, mask):
     if image.shape[:3] != mask.shape or not np.allclose(image.affine, mask.affine, atol=1e-3):
@@ -91,7 +97,7 @@ def image_responses(
     images, # One volume for each response: a 4-D image, or a list of 3-D ones, or paths of these; or SurfaceImage, {'left': GIFTI file, 'right': ...}, a list of these
     mask, # Mask or atlas on the same grid or mesh, image or path
     ids: list, # Stimulus of each volume; ids that recur are repeats
-    label: int=None, # Value of the region, where `mask` is an atlas
+    label: int=None, # Value of the region, or a list of values, where `mask` is an atlas
     sessions: list=None, # Session or run of each volume
     **about, # Other fields of `Responses`: subject, region, units, ...
 ) -> Responses: # Voxels of the region as features; ValueError for other grids, unequal numbers, or volumes with NaN
@@ -107,7 +113,7 @@ def image_responses(
 def to_image(
     values, # One number for each voxel (n_voxels,), or several maps (n_maps, n_voxels)
     mask, # Mask or atlas that gave the voxels, image or path
-    label: int=None, # Value of the region in an atlas
+    label: int=None, # Value of the region in an atlas, or a list of values
 ): # nibabel image, 3-D or 4-D, or SurfaceImage, 0 outside the region; ValueError where the number of voxels is another
     "A brain image from voxel values."
     from nilearn.maskers import NiftiMasker, SurfaceMasker
@@ -159,7 +165,7 @@ def haxby_responses(
     mask, # Region, image or path: `.mask_vt[0]`
     by: str='category', # 'category' (8 stimuli, runs as repeats) or 'block' (ids as face/run03)
     t_r: float=2.5, # Seconds from volume to volume
-    label: int=None, # Value of the region in an atlas
+    label: int=None, # Value of the region in an atlas, or a list of values
     **about, # Other fields of `Responses`: subject, region, ...
 ) -> Responses: # One estimate for each block, sessions are runs; ValueError where labels and volumes do not fit
     "Responses to the blocks of Haxby et al. 2001."
@@ -180,24 +186,40 @@ def haxby_responses(
     return gather_repeats(np.vstack(betas), ids, runs, **{'features': voxel_table(mask), 'recorder': 'fMRI', **about})
 
 # %% ../nbs/15_fmri.ipynb #0f623f57
-_HAXBY_MASKS = {'vt': 'mask_vt', 'face': 'mask_face', 'house': 'mask_house'}
+_HAXBY_MASKS = {'vt': 'mask4_vt', 'face': 'mask8b_face_vt', 'house': 'mask8b_house_vt'}
 _HAXBY_LICENCE = 'CC BY-SA 3.0, copyright with the authors'
 _HAXBY_CITATION = 'Haxby, Gobbini, Furey, Ishai, Schouten & Pietrini 2001, Science 293, 2425-2430'
 
+def _haxby_places(data_dir):
+    "Folders that may hold haxby2001: those of the user's data sets and, where none was named, nilearn's own."
+    from nilearn.datasets import get_data_dirs
+    return [o/'haxby' for o in data_roots(data_dir)] + ([] if data_dir else [Path(o) for o in get_data_dirs()])
+
+def _haxby_folder(subject, data_dir, files):
+    "Folder of a subject that holds the files; FileNotFoundError with the cure."
+    places = [o/'haxby2001'/f'subj{subject}' for o in _haxby_places(data_dir)]
+    lacking = [[f for f in files if not (o/f).is_file()] for o in places]
+    for place, missing in zip(places, lacking):
+        if not missing: return place
+    looked = '; '.join(f'{place} lacks {", ".join(missing)}' for place, missing in zip(places, lacking))
+    raise FileNotFoundError(f"{looked}. Fetch it (about 300 MB a subject; licence: {_HAXBY_LICENCE}; cite {_HAXBY_CITATION}): load('haxby', fetch=True, subject={subject}), or "
+                            f'nilearn.datasets.fetch_haxby(subjects=[{subject}], data_dir=...) into a folder named haxby, and give the folder above it as data_dir=, --data-dir or PROTOALIGN_DATA.')
+
 def _fetch_haxby(subject, data_dir):
     import nilearn.datasets
-    here = [o/'haxby' for o in data_roots(data_dir) if (o/'haxby'/'haxby2001').is_dir()] or [Path(data_dir)/'haxby' if data_dir else None]
-    try: return nilearn.datasets.fetch_haxby(data_dir=here[0], subjects=[subject], verbose=0)
-    except Exception as e:
-        raise FileNotFoundError(f'subject {subject} of the recording of Haxby et al. is not in {here[0] or "the data folder of nilearn"} and could not be fetched ({type(e).__name__}). Run '
-                                f'nilearn.datasets.fetch_haxby(subjects=[{subject}], data_dir=...) where there is a network (about 300 MB a subject; licence: {_HAXBY_LICENCE}; '
-                                f'cite {_HAXBY_CITATION}) into a folder named haxby, and give the folder above it as data_dir=, --data-dir or PROTOALIGN_DATA.') from e
+    try: nilearn.datasets.fetch_haxby(data_dir=_haxby_places(data_dir)[0], subjects=[subject], verbose=0)
+    except Exception as e: raise ConnectionError(f'subject {subject} of the recording of Haxby et al. could not be fetched ({type(e).__name__}: {e}). Try again where there is a network.') from e
 
 @dataset_loader('haxby')
-def _haxby(data_dir=None, subject=2, region='vt'):
+def _haxby(data_dir=None, subject=2, region='vt', fetch=False):
     if subject not in range(1, 7) or region not in _HAXBY_MASKS: raise ValueError(f'haxby has subjects 1 to 6 and regions {list(_HAXBY_MASKS)}, got subject {subject!r} and region {region!r}')
-    data = _fetch_haxby(int(subject), data_dir)
-    found = haxby_responses(data.func[0], data.session_target[0], data[_HAXBY_MASKS[region]][0], 'block', subject=f'subject {subject}', region=region.upper())
+    files = 'bold.nii.gz', 'labels.txt', f'{_HAXBY_MASKS[region]}.nii.gz'
+    try: place = _haxby_folder(int(subject), data_dir, files)
+    except FileNotFoundError:
+        if not fetch: raise
+        _fetch_haxby(int(subject), data_dir)
+        place = _haxby_folder(int(subject), data_dir, files)
+    found = haxby_responses(*(place/f for f in files), 'block', subject=f'subject {subject}', region=region.upper())
     names, labels = np.unique([o.split('/')[0] for o in found.ids], return_inverse=True)
     return Dataset('haxby', np.zeros((len(found), 0, 0), np.uint8), found.ids, [o.split('/')[1] for o in found.ids], _HAXBY_LICENCE, _HAXBY_CITATION, labels, tuple(names), {f'{region}-{subject}': found},
                    note='Rows are blocks of a category. Which of its images was shown when was not kept, so there are none; split by run.')

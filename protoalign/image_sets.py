@@ -9,7 +9,7 @@ __all__ = ['V4_SESSIONS', 'CIFAR_CLASSES', 'FASHION_CLASSES', 'read_images']
 
 # %% ../nbs/11_image_sets.ipynb #df13e33d
 import gzip, io, tarfile, zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,13 @@ from .sources import data_folder, find_source
 
 # %% ../nbs/11_image_sets.ipynb #8eb9e573
 def _image_files(path, folder):
-    "Yields (name, function that opens it) for a folder or a zip archive."
+    "Yields (name, function that opens it) for the JPEG and PNG files of a folder or a zip archive."
+    wanted = lambda n: n.startswith(folder) and n.lower().endswith(('.jpg', '.jpeg', '.png')) and not any(o[0] == '.' or o == '__MACOSX' for o in PurePosixPath(n).parts)
     if Path(path).is_dir():
-        yield from ((f.relative_to(path).as_posix(), f.open) for f in Path(path).rglob('*') if f.relative_to(path).as_posix().startswith(folder))
+        yield from ((n, f.open) for f in Path(path).rglob('*') if wanted(n := f.relative_to(path).as_posix()))
         return
     with zipfile.ZipFile(path) as z:
-        yield from ((n, lambda mode, n=n: io.BytesIO(z.read(n))) for n in z.namelist() if n.startswith(folder))
+        yield from ((n, lambda mode, n=n: io.BytesIO(z.read(n))) for n in z.namelist() if wanted(n))
 
 def _opened(file, size):
     with file as f: image = Image.open(f).convert('RGB')
@@ -37,18 +38,19 @@ def read_images(
     path, # Folder or zip archive of JPEG or PNG files
     folder: str='', # Only names that start so
     size: tuple=None, # (width, height) to bring every image to while reading; None leaves them as they are, and they must agree
-): # (names without folder, uint8 array (n, height, width, 3)), both in the order of file names; ValueError where none is there, one cannot be read, or sizes differ
+): # (names, uint8 array (n, height, width, 3)), both in the order of names, which are without folders unless some would recur; ValueError where none is there, one cannot be read, or sizes differ
     "Read images in the order of their file names."
     found = {}
     try:
-        for name, opened in _image_files(path, folder):
-            if name.lower().endswith(('.jpg', '.jpeg', '.png')): found[name] = _opened(opened('rb'), size)
+        for name, opened in _image_files(path, folder): found[name] = _opened(opened('rb'), size)
     except (OSError, zipfile.BadZipFile, EOFError) as e: raise ValueError(f'{path} cannot be read as images{f" (after {list(found)[-1]})" if found else ""}: {e}. Is it whole?') from e
-    names = sorted(found, key=lambda n: n.rsplit('/', 1)[-1])
+    called = {n: n.rsplit('/', 1)[-1] for n in found}
+    if len(set(called.values())) < len(found): called = {n: n for n in found}
+    names = sorted(found, key=called.get)
     shapes = {found[n].shape for n in names}
     if not shapes: raise ValueError(f'{path} holds no .jpg or .png file' + (f' under {folder!r}' if folder else ''))
     if len(shapes) > 1: raise ValueError(f'{path} holds images of sizes {sorted(shapes)[:4]}: give size=(width, height)')
-    return [n.rsplit('/', 1)[-1] for n in names], np.stack([found.pop(n) for n in names])
+    return [called[n] for n in names], np.stack([found.pop(n) for n in names])
 
 # %% ../nbs/11_image_sets.ipynb #abfec519
 V4_SESSIONS = {'190923': 'WE', '190927': 'WE', '201025': 'PE', '210225': 'PE', '210322': 'PE', '210325': 'PE'}

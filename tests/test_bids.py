@@ -57,6 +57,22 @@ def test_planted_amplitudes_of_all_runs(tmp_path):
     for o in ('1', '01'): assert ask(tmp_path, session=o).values.shape == (8, 2, 6)
 
 
+@pytest.mark.parametrize('shown', [['007', '12', '1.0', '0', '1e3', '3', '12.0', '-0'], [str(i) for i in range(8)]])
+def test_stimuli_are_named_as_written(tmp_path, shown):
+    "With one n/a in the table of the first run and none in the second, numbers would be read as 12.0 here and as 12 there."
+    for run in ('1', '2'):
+        write_run(tmp_path, run=run)
+        file = tmp_path/'sub-01'/'ses-01'/'func'/f'sub-01_ses-01_task-scenes_run-{run}_events.tsv'
+        events = pd.read_csv(file, sep='\t')
+        events['image'] = [*shown, None]
+        (events if run == '1' else events[:8]).to_csv(file, sep='\t', index=False, na_rep='n/a')
+    found = ask(tmp_path, stimulus_column='image')
+    assert set(found.ids) == set(shown) and found.values.shape == (8, 2, 6)
+    named = ask(tmp_path)
+    as_scene = dict(zip(shown, events['trial_type']))
+    np.testing.assert_array_equal(found.values, named.values[[named.ids.index(as_scene[o]) for o in found.ids]])
+
+
 def test_least_squares_separate_is_near(tmp_path):
     write_run(tmp_path)
     found = ask(tmp_path, method='lss')

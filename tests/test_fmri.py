@@ -80,6 +80,33 @@ def test_a_volume_goes_in_and_comes_back():
     np.testing.assert_allclose(voxel_table(region_mask(atlas, 2))[list('xyz')], np.argwhere(inside)*[2, 2, 3])
 
 
+def test_nan_is_outside():
+    values = np.full((4, 4, 4), np.nan, np.float32)
+    values[:2, :2, :2] = [[[1, 2], [1, 0]], [[1, 1], [np.nan, -1]]]
+    inside = np.isin(values, [1, 2, -1])
+    assert len(voxel_table(region_mask(nib.Nifti1Image(values, np.eye(4))))) == inside.sum() == 6
+    np.testing.assert_array_equal(region_mask(nib.Nifti1Image(values, np.eye(4)), [1, 2]).get_fdata(), np.isin(values, [1, 2]))
+    with pytest.raises(ValueError, match=r'has the label 3; its labels begin with \[-1.0, 1.0, 2.0\]'): region_mask(nib.Nifti1Image(values, np.eye(4)), 3)
+    with pytest.raises(ValueError, match='no voxel of the mask is different from 0'): region_mask(nib.Nifti1Image(values*np.nan, np.eye(4)))
+    left = SurfaceImage({'left': MESH['left']}, {'left': np.array([1, np.nan, 0, 2, np.nan])})
+    np.testing.assert_array_equal(region_mask(left).data.parts['left'], [True, False, False, True, False])
+
+
+@pytest.mark.parametrize('labels', [[1, 2], (2, 4), np.array([3]), [1, 2, 1, 1]])
+def test_several_labels_are_one_region(labels):
+    "Also as many labels as the grid has voxels along an axis, which broadcasting would take for a pattern."
+    atlas = RNG.integers(0, 5, size=(4, 4, 4)).astype(np.int16)
+    np.testing.assert_array_equal(region_mask(nib.Nifti1Image(atlas, np.eye(4)), labels).get_fdata() > 0, np.any([atlas == o for o in labels], axis=0))
+
+
+@pytest.mark.parametrize('labels, lost', [([1, 7, 9], '7, 9'), ([], r'\[\]'), ('V1', 'V1')])
+def test_labels_that_are_not_there(labels, lost):
+    atlas = nib.Nifti1Image(np.arange(8).reshape(2, 2, 2).astype(np.int16) % 3, np.eye(4))
+    for mask, what in ((atlas, 'voxel'), (ATLAS, 'vertex')):
+        with pytest.raises(ValueError, match=rf'no {what} of the mask has the label {lost}; its labels begin with \[1, 2\]'): region_mask(mask, labels)
+    np.testing.assert_array_equal(np.concatenate(list(region_mask(ATLAS, [1, 2]).data.parts.values())), np.concatenate(list(region_mask(ATLAS).data.parts.values())))
+
+
 def test_an_image_that_is_cut_off(tmp_path):
     "Its header can be read, its values cannot."
     nib.save(nib.Nifti1Image(RNG.normal(size=(8, 8, 8, 4)).astype(np.float32), np.eye(4)), tmp_path/'whole.nii.gz')
@@ -168,10 +195,14 @@ def test_labels_that_do_not_fit(change, match):
     with pytest.raises(ValueError, match=match): haxby_responses(**{**dict(func=func, labels=table, mask=mask), **{k: f(table) for k, f in change.items()}})
 
 
-def test_haxby_by_name(tmp_path, monkeypatch):
-    "From files where nilearn looks; no request leaves the machine."
+@pytest.fixture
+def no_requests(monkeypatch):
     import requests
     monkeypatch.setattr(requests.Session, 'send', lambda *a, **k: pytest.fail('a request was sent'))
+
+
+def test_haxby_by_name(tmp_path, monkeypatch, no_requests):
+    "From files laid out as nilearn does; no request leaves the machine."
     func, table, mask, _ = made_haxby()
     lay(tmp_path, func, table, mask)
     data = load('haxby', data_dir=tmp_path, region='face')
@@ -185,11 +216,39 @@ def test_haxby_by_name(tmp_path, monkeypatch):
     assert load('haxby').ids == data.ids
 
 
-def test_haxby_without_a_network(tmp_path, monkeypatch):
-    import nilearn.datasets
-    import requests
-    def offline(**options): raise requests.ConnectionError('no route')
-    monkeypatch.setattr(nilearn.datasets, 'fetch_haxby', offline)
-    with pytest.raises(FileNotFoundError, match=r'subject 3 .* could not be fetched \(ConnectionError\).*fetch_haxby\(subjects=\[3\].*300 MB.*CC BY-SA 3.0.*Science 293'): load('haxby', data_dir=tmp_path, subject=3)
+def test_haxby_from_nilearns_own_folder(tmp_path, monkeypatch, no_requests):
+    "Where nilearn was told to keep its data; a folder that the caller names is the only one that counts."
+    lay(tmp_path, *made_haxby()[:3], subject=4)
+    monkeypatch.setenv('NILEARN_DATA', str(tmp_path/'haxby'))
+    monkeypatch.setenv('PROTOALIGN_DATA', str(tmp_path/'none'))
+    assert len(load('haxby', subject=4).ids) == 32
+    with pytest.raises(FileNotFoundError): load('haxby', data_dir=tmp_path/'none', subject=4)
+
+
+def test_haxby_is_not_fetched_unasked(tmp_path, monkeypatch, no_requests):
+    "No request, no new folder, and a cure that names the licence."
+    for name, folder in (('HOME', 'home'), ('PROTOALIGN_DATA', 'data'), ('NILEARN_DATA', 'shared')):
+        (tmp_path/folder).mkdir()
+        monkeypatch.setenv(name, str(tmp_path/folder))
+    cure = r"subj3 lacks bold.nii.gz, labels.txt, mask4_vt.nii.gz.*300 MB.*CC BY-SA 3.0.*Science 293.*load\('haxby', fetch=True, subject=3\).*fetch_haxby\(subjects=\[3\]"
+    for where in (None, tmp_path/'data'):
+        with pytest.raises(FileNotFoundError, match=cure): load('haxby', data_dir=where, subject=3)
+    assert not [o for folder in ('home', 'data', 'shared') for o in (tmp_path/folder).rglob('*')]
     for wrong in (dict(subject=7), dict(region='V1')):
         with pytest.raises(ValueError, match='haxby has subjects 1 to 6'): load('haxby', data_dir=tmp_path, **wrong)
+
+
+def test_haxby_is_fetched_when_asked(tmp_path, monkeypatch):
+    import nilearn.datasets
+    import requests
+    asked = []
+    def fetch(**options):
+        asked.append(options)
+        lay(tmp_path, *made_haxby()[:3], subject=5)
+    monkeypatch.setattr(nilearn.datasets, 'fetch_haxby', fetch)
+    assert len(load('haxby', data_dir=tmp_path, subject=5, fetch=True).ids) == 32
+    assert len(load('haxby', data_dir=tmp_path, subject=5, fetch=True).ids) == 32, 'what is there is not fetched again'
+    assert asked == [dict(data_dir=tmp_path/'haxby', subjects=[5], verbose=0)]
+    def offline(**options): raise requests.ConnectionError('no route')
+    monkeypatch.setattr(nilearn.datasets, 'fetch_haxby', offline)
+    with pytest.raises(ConnectionError, match=r'subject 3 .* could not be fetched \(ConnectionError: no route\)'): load('haxby', data_dir=tmp_path, subject=3, fetch=True)
