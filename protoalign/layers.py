@@ -65,6 +65,57 @@ def _pool_tokens(h, how, tokens, n_prefix):
     h = h[:, n_prefix:] if tokens == 'patches' else h
     return h.flatten(1) if how == 'flatten' else h.amax(1) if how == 'max' else h.mean(1)
 
+# %% ../nbs/13_layers.ipynb #6b81e167
+_FIRST = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.MaxPool1d, nn.MaxPool2d,
+          nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
+_TURNS_BACK = 'PositionalConvEmbedding', 'ConvolutionModule', 'Adapter', 'Postnet' # over time inside, tokens outside
+
+def _has(model, kinds): return any(isinstance(m, kinds) for m in model.modules())
+def _attends(model): return _has(model, (nn.MultiheadAttention, nn.RNNBase)) or any('attention' in type(m).__name__.lower() for m in model.modules())
+def _over_time(layer): return _has(layer, nn.Conv1d) and not _has(layer, nn.Linear) and not _attends(layer)
+def _is_mlp(layer): return 'mlp' in type(layer).__name__.lower() and _has(layer, nn.Linear) and not _has(layer, _FIRST)
+
+def _order(layer):
+    "'first' or 'last': where the output of a layer has its channels, None where its kind does not tell."
+    kind = type(layer).__name__
+    if isinstance(layer, nn.Sequential): return _last_of(list(layer))
+    if isinstance(layer, _FIRST) or (isinstance(layer, nn.LayerNorm) or 'LayerNorm' in kind) and ('2d' in kind.lower() or getattr(layer, 'data_format', None) == 'channels_first'): return 'first'
+    if isinstance(layer, nn.Linear) or isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1: return 'last'
+    if kind == 'Permute': return {(0, 2, 3, 1): 'last', (0, 3, 1, 2): 'first'}.get(tuple(getattr(layer, 'dims', ())))
+    if _is_mlp(layer): return 'last'
+    return 'first' if _over_time(layer) and not kind.endswith(_TURNS_BACK) else None
+
+def _last_of(layers):
+    for c in reversed(layers):
+        order = _order(c)
+        plain = type(c).__module__.startswith('torch.nn.modules') and not list(c.children()) and not list(c.parameters())
+        if order or not plain: return order
+
+# %% ../nbs/13_layers.ipynb #04b3a042
+_INSIDE_LAST = {'SwinTransformer': ('features', 'norm'), 'ConvNextLayer': ('act', 'layernorm'), 'ConvNextV2Layer': ('act', 'layernorm', 'grn')}
+
+def _order_in(model, layer):
+    "The same for a layer in its network: by its own kind, its place, or the layer before it."
+    name = next((n for n, m in model.named_modules() if m is layer), '')
+    if _order(layer) or not name: return _order(layer)
+    above = [(model.get_submodule(name[:i].rpartition('.')[0]), name[:i].rpartition('.')[2]) for i in range(len(name) + 1) if name[i:i + 1] in ('.', '')]
+    if any(child in _INSIDE_LAST.get(type(m).__name__, ()) for m, child in above): return 'last'
+    parent = above[-1][0]
+    if list(layer.children()) or list(layer.parameters()): return None
+    if isinstance(parent, nn.Sequential): return _last_of([c for c in parent][:[c is layer for c in parent].index(True)])
+    if _is_mlp(parent): return 'last'
+    return 'first' if _over_time(parent) and not type(parent).__name__.endswith(_TURNS_BACK[1:]) else None
+
+def axes_of(
+    model: nn.Module, # Any torch module
+    layer: nn.Module=None, # One of its layers; None tells of the model as a whole
+) -> dict: # `prefix_tokens`, `channels_last` and `courses` for `pool`; 1, False and False where nothing tells, which is a guess
+    "What a network and the kinds of its layers tell about axes; where they do not tell, three axes are taken for tokens and four for channels first."
+    registers = getattr(getattr(model, 'config', None), 'num_register_tokens', None) or 0
+    order = None if layer is None else _order_in(model, layer)
+    by_model = _has(model, nn.Conv1d) and not _attends(model) and not any('layernorm' in k or 'rmsnorm' in k for k in (type(m).__name__.lower() for m in model.modules()))
+    return dict(prefix_tokens=getattr(model, 'num_prefix_tokens', 1 + registers), channels_last=order == 'last' if order else getattr(model, 'output_fmt', None) == 'NHWC', courses=order == 'first' if order else by_model)
+
 # %% ../nbs/13_layers.ipynb #2f5f8b73
 def _parts(output): return dict(output) if isinstance(output, Mapping) else dict(enumerate(output)) if isinstance(output, (tuple, list)) else {}
 
@@ -77,18 +128,6 @@ def _part(output, name):
     if not tensors: raise ValueError(f'layer {name!r} puts out no tensor but {type(output).__name__}; choose a layer inside it')
     return tensors[key] if key else next(iter(tensors.values()))
 
-def axes_of(
-    model: nn.Module, # Any torch module
-    layer: nn.Module=None, # One of its layers; a convolution puts channels first whatever the network does
-) -> dict: # `prefix_tokens`, `channels_last` and `courses` for `pool`; 1, False and False where the model does not tell
-    "What a model tells about its axes: timm's `num_prefix_tokens` and `output_fmt`, registers in a configuration of transformers, convolutions over time."
-    registers = getattr(getattr(model, 'config', None), 'num_register_tokens', None) or 0
-    return dict(prefix_tokens=getattr(model, 'num_prefix_tokens', 1 + registers), channels_last=getattr(model, 'output_fmt', None) == 'NHWC' and not isinstance(layer, nn.Conv2d),
-                courses=isinstance(layer, _OVER_TIME) or _has(model, nn.Conv1d) and not _has(model, (nn.LayerNorm, nn.MultiheadAttention, nn.RNNBase)))
-
-_OVER_TIME = nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d
-def _has(model, kinds): return any(isinstance(m, kinds) for m in model.modules())
-
 @contextmanager
 def capture(
     model: nn.Module, # Any torch module
@@ -99,9 +138,10 @@ def capture(
     "Keep the pooled outputs of named layers, gradient included, for as long as the context lasts."
     kept, handles = {}, []
     def keep_as(name):
+        axes = {**axes_of(model, get_layer(model, name.partition(':')[0])), **pooling}
         def hook(module, inputs, output):
             h = _part(output, name)
-            pooled = pool(h, grid, **{**axes_of(model, module), **pooling})
+            pooled = pool(h, grid, **axes)
             shares = pooled.untyped_storage().data_ptr() == h.untyped_storage().data_ptr()
             kept[name] = pooled.clone() if shares else pooled
         return hook

@@ -425,3 +425,65 @@ def test_another_process_finishes_between_look_and_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(module, '_lock', late)
     monkeypatch.setattr(module, '_show', lambda *args: pytest.fail('computed again'))
     np.testing.assert_array_equal(extract(net, '0', x, store=tmp_path/'mine')['0'], whole)
+
+
+def over(net, layer, x):
+    "What a layer puts out, unpooled."
+    out = []
+    handle = net.get_submodule(layer).register_forward_hook(lambda m, i, o: out.append(o))
+    with torch.no_grad(): net(x)
+    handle.remove()
+    return out[-1]
+
+
+def test_channels_last_of_torchvision_swin():
+    from torchvision.models import SwinTransformer
+    torch.manual_seed(0)
+    net, x = SwinTransformer([4, 4], 24, [1, 1], [2, 2], [4, 4]).eval(), photos(2, 64)
+    for layer, channels in (('features.1.0', 24), ('features.1', 24), ('features.0', 24), ('features.2', 48), ('features.3.0.stochastic_depth', 48), ('features', 48), ('norm', 48)):
+        theirs = over(net, layer, x)
+        assert theirs.shape[-1] == channels != theirs.shape[1]
+        agree(extract(net, layer, x)[layer], theirs.mean((1, 2)))
+    agree(extract(net, 'features.0.0', x)['features.0.0'], over(net, 'features.0.0', x).mean((2, 3)))
+    agree(extract(net, 'norm', x)['norm'] @ net.head.weight.detach().numpy().T + net.head.bias.detach().numpy(), net(x))
+    assert all(h.shape[1] in (24, 48) for h in extract(net, 'auto', x).values())
+
+
+def test_inside_blocks_of_convnext():
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+    torch.manual_seed(0)
+    nets = {ConvNeXt([CNBlockConfig(12, None, 2)]).eval(): ('features.1.0.block.', dict(zip('0123456', [12, 12, 12, 48, 48, 12, 12])), ['features.1', 'features.1.0', 'features.0.1'])}
+    try:
+        import timm
+        net = timm.create_model('convnext_atto', pretrained=False, depths=(1, 1, 1, 1), dims=(12, 12, 12, 12)).eval()
+        nets[net] = 'stages.0.blocks.0.', {'conv_dw': 12, 'norm': 12, 'mlp.fc1': 48, 'mlp.act': 48, 'mlp': 12, 'drop_path': 12}, ['stages.0', 'stem.1']
+    except ImportError: pass
+    try:
+        from transformers import ConvNextConfig, ConvNextModel
+        net = ConvNextModel(ConvNextConfig(hidden_sizes=[12, 12], depths=[1, 1], num_stages=2)).eval()
+        stage = 'encoder.stages.0.layers.0.'
+        nets[net] = stage, {'dwconv': 12, 'layernorm': 12, 'pwconv1': 48, 'act': 48, 'pwconv2': 12}, ['encoder.stages.0', 'embeddings.layernorm']
+    except ImportError: pass
+    for net, (block, inner, outer) in nets.items():
+        for layer, channels in dict({block + k: n for k, n in inner.items()}, **dict.fromkeys(outer, 12)).items():
+            theirs = over(net, layer, photos(2, 64))
+            axis = list(theirs.shape).index(channels)
+            assert axis in (1, 3) and sorted(theirs.shape).count(channels) == 1 and channels != theirs.shape[0]
+            agree(extract(net, layer, photos(2, 64))[layer], theirs.mean([i for i in (1, 2, 3) if i != axis]))
+
+
+@pytest.mark.parametrize('norm', ['group', 'layer'])
+def test_over_time_in_wav2vec2(norm):
+    transformers = pytest.importorskip('transformers', reason='needs transformers: pip install transformers')
+    torch.manual_seed(0)
+    config = transformers.Wav2Vec2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, conv_dim=(16, 16), conv_stride=(5, 2), conv_kernel=(10, 3), feat_extract_norm=norm, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+    net, x = transformers.Wav2Vec2Model(config).eval(), torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    courses = ['feature_extractor', 'feature_extractor.conv_layers.0', 'feature_extractor.conv_layers.0.conv', 'feature_extractor.conv_layers.1.activation', 'encoder.pos_conv_embed.conv', 'encoder.pos_conv_embed.padding']
+    for layer in courses:
+        theirs = over(net, layer, x)
+        assert theirs.shape[1] in (16, 24) and theirs.shape[2] > 24
+        agree(extract(net, layer, x)[layer], theirs.mean(2))
+    for layer in ('feature_projection.layer_norm', 'encoder.pos_conv_embed', 'encoder.layers.1', 'encoder.layers.0.feed_forward', 'encoder.layer_norm', 'encoder.dropout') + ('feature_extractor.conv_layers.0.layer_norm',)*(norm == 'layer'):
+        theirs = over(net, layer, x)
+        assert theirs.shape[2] in (16, 24) and theirs.shape[1] > 24
+        agree(extract(net, layer, x)[layer], theirs.mean(1))
