@@ -172,7 +172,7 @@ class _OnDisk(_Rows):
     def whole(self): return self.path.exists()
 
     def __enter__(self):
-        self.file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644), 'r+b')
+        self.file = open(self.partial, 'r+b', opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o644))
         _lock(self.file)
         if self.whole: # finished by another process between our look and our lock
             self.file.close()
