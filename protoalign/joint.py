@@ -15,7 +15,6 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.linalg import block_diag, eigh, svd
 from sklearn.base import BaseEstimator
-from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin
 from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data

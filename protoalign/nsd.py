@@ -9,7 +9,7 @@ __all__ = ['SUBJECTS', 'BETAS', 'SPACE', 'SCALE', 'STIM_INFO', 'IMAGES', 'subjec
            'nsd_responses', 'nsd_images']
 
 # %% ../nbs/16_nsd.ipynb #32d837a9
-import gzip, os, re, sys, warnings, zlib
+import gzip, re, sys, warnings, zlib
 from contextlib import contextmanager
 from pathlib import Path
 

@@ -145,6 +145,8 @@ def data_roots(
     told = os.environ.get('PROTOALIGN_DATA')
     return ([Path(told).expanduser()] if told else []) + [Path(pooch.os_cache('protoalign'))]
 
+def _folders(source, data_dir): return [root/source.name for root in data_roots(data_dir)] + [Path(p) for p in source.places]
+
 def data_folder(
     name: str, # Data set
     data_dir=None, # Folder that holds it, see `data_roots`
@@ -152,7 +154,7 @@ def data_folder(
 ) -> Path: # The folder; FileNotFoundError says what to fetch, from where and under which licence
     "Find the files of a data set."
     source = find_source(name)
-    tried = [root/source.name for root in data_roots(data_dir)] + [Path(p) for p in source.places]
+    tried = _folders(source, data_dir)
     lacking = [[f for f in files or ('',) if not (folder/f).exists()] for folder in tried]
     for folder, missing in zip(tried, lacking):
         if not missing: return folder
@@ -259,8 +261,7 @@ def presence(
 ) -> str: # 'yes', 'partly' or 'no'; 'built in' for what comes with the library's own requirements
     "Whether a data set is on this machine."
     if not source.megabytes: return 'built in'
-    folders = [root/source.name for root in data_roots(data_dir)] + [Path(p) for p in source.places]
-    there = [f for f in folders if f.is_dir() and any(not o.name.startswith('.') for o in f.iterdir())]
+    there = [f for f in _folders(source, data_dir) if f.is_dir() and any(not o.name.startswith('.') for o in f.iterdir())]
     return 'yes' if any(_complete(f, source.needs) for f in there) else 'partly' if there else 'no'
 
 def _complete(folder, needs): return all(any((folder/o).exists() for o in ([n] if isinstance(n, str) else n)) for n in needs)
