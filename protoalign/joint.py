@@ -6,7 +6,7 @@ Docs: https://protoalign.github.io/protoalign/joint.html.md"""
 
 # %% auto #0
 __all__ = ['GAMMAS', 'balance_scale', 'regularised_cca', 'plsc', 'pair_correlations', 'heldout_correlations', 'best_cca',
-           'choose_shrinkage', 'JointPrototypes']
+           'choose_shrinkage', 'JointPrototypes', 'pca_again']
 
 # %% ../nbs/31_joint.ipynb #2ed67410
 import warnings
@@ -15,6 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.linalg import block_diag, eigh, svd
 from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin
 from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
@@ -206,18 +207,26 @@ def _checked(self:JointPrototypes, X, Y):
 @patch
 def _before(self:JointPrototypes, X):
     "What an earlier fit of as many stimuli and prototypes left; empty without `warm_start`."
-    again = self.warm_start and len(getattr(self, 'labels_', ())) == len(X) and len(self.counts_) == self.n_prototypes
-    return {name: getattr(self, name) for name in ('labels_', 'alone_', 'pca_dnn_', 'pca_brain_')} if again else {}
+    again = self.warm_start and len(getattr(self, 'labels_', ())) == len(X) and max(self.labels_) < self.n_prototypes
+    return {name: getattr(self, name) for name in ('labels_', 'alone_', 'pca_dnn_', 'pca_brain_') if hasattr(self, name)} if again else {}
 
-def _pca_again(before, x, n_components, random_state):
+def pca_again(
+    before, # Earlier PCA, or None
+    x: np.ndarray, # Patterns of one side, (n_stimuli, n_features)
+    n_components: int, # Upper bound on the components
+    random_state: int, # Of the solver
+) -> PCA: # Fitted PCA
     "The earlier PCA if it is that of `x`, else a new one."
     if before is not None and before.n_components_ == min(n_components, len(x) - 1, x.shape[1]) and same_pca(before, x): return before
     return fit_pca(x, n_components, random_state)
 
 @patch
+def _dnn_pca(self:JointPrototypes, X, before): return pca_again(before.get('pca_dnn_'), X, self.n_components_dnn, self.random_state)
+
+@patch
 def _fit_sides(self:JointPrototypes, X, Y, before):
-    self.pca_dnn_ = _pca_again(before.get('pca_dnn_'), X, self.n_components_dnn, self.random_state)
-    self.pca_brain_ = _pca_again(before.get('pca_brain_'), Y, self.n_components_brain, self.random_state)
+    self.pca_dnn_ = self._dnn_pca(X, before)
+    self.pca_brain_ = pca_again(before.get('pca_brain_'), Y, self.n_components_brain, self.random_state)
     self.n_components_dnn_, self.n_components_brain_ = self.pca_dnn_.n_components_, self.pca_brain_.n_components_
     z, r = (pca.transform(o).astype(float, copy=False) for pca, o in ((self.pca_dnn_, X), (self.pca_brain_, Y)))
     self.scale_dnn_, self.scale_brain_ = balance_scale(z, self.balance), balance_scale(r, self.balance)
