@@ -26,7 +26,7 @@ from .library import PrototypeLibrary
 from .loss import PrototypeObjective
 from .refit import Refit
 
-# %% ../nbs/42_refresh.ipynb #dfbf3e46
+# %% ../nbs/42_refresh.ipynb #2b9be43a
 def _stimulus_batches(n, batch_size, seed):
     "Endless batches of row numbers; each walk through the stimuli is a new permutation."
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ class AlignLoss(Callback):
         self.align.note = self._note if self.with_bank else None
         if self.stimuli is None: self.align.kept = self.open.enter_context(capture(bare(self.model), self.layers, self.grid))
         else: self.batches = _stimulus_batches(len(self.stimuli), self.batch_size, self.seed + (_place()[0] << 32))
-        self.losses, self.log, self.frozen, self.head_opt, self.bank = [], [], False, None, {}
+        self.losses, self.log, self.frozen, self.head_opt, self.bank, self.drawn = [], [], False, None, {}, 0
 
     @property
     def n_rows(self): return len(self.stimuli)
@@ -87,7 +87,7 @@ class AlignLoss(Callback):
     def before_batch(self):
         if self.stimuli is None: self.learn.yb, self.rows = self.yb[:-1], self.yb[-1]
 
-# %% ../nbs/42_refresh.ipynb #81397646
+# %% ../nbs/42_refresh.ipynb #5e20a6bb
 @patch
 def after_loss(self:AlignLoss):
     if not self.training: return
@@ -108,10 +108,15 @@ def term(self:AlignLoss):
     "λ-weighted objectives on this batch's stimuli, a scalar."
     self.align.to(self.loss_grad.device)
     if self.stimuli is None: return self.align(self.rows.to(self.loss_grad.device))
-    rows, device = next(self.batches), self.loss_grad.device
+    rows, device = self._draw(), self.loss_grad.device
     return self.each*self.align(rows.to(device), self.stimuli[rows].to(device))
 
-# %% ../nbs/42_refresh.ipynb #a7bf7a70
+# %% ../nbs/42_refresh.ipynb #7ee59378
+@patch
+def _draw(self:AlignLoss):
+    self.drawn += 1
+    return next(self.batches)
+
 @patch
 def _note(self:AlignLoss, activations, rows):
     for layer, h in activations.items():
@@ -122,12 +127,17 @@ def _note(self:AlignLoss, activations, rows):
 def after_step(self:AlignLoss):
     own = [] if self.align is None else [p for p in self.align.parameters() if p.requires_grad]
     if not own or not any(p.grad is not None for p in own): return
-    if self.head_opt is None: self.head_opt = torch.optim.AdamW(own, self.head_lr)
     for p in own if _place()[1] > 1 else ():
         torch.distributed.all_reduce(p.grad)
         p.grad /= _place()[1]
-    self.head_opt.step()
-    self.head_opt.zero_grad()
+    self.own_optimiser().step()
+    self.own_optimiser().zero_grad()
+
+@patch
+def own_optimiser(self:AlignLoss):
+    "AdamW of what the objectives learn themselves."
+    if self.head_opt is None: self.head_opt = torch.optim.AdamW([p for p in self.align.parameters() if p.requires_grad], self.head_lr)
+    return self.head_opt
 
 # %% ../nbs/42_refresh.ipynb #49807890
 class ProtoLoss(AlignLoss):
