@@ -16,6 +16,7 @@ import torch
 with warnings.catch_warnings():
     warnings.filterwarnings('ignore', message='.*torch.jit.script.*') # fastai still uses it, and says so at import
     from fastai.callback.core import Callback
+    from fastai.callback.training import SkipToEpoch
     from fastai.torch_core import no_random
 from fastcore.basics import patch
 
@@ -26,7 +27,7 @@ from .library import PrototypeLibrary
 from .loss import PrototypeObjective
 from .refit import Refit
 
-# %% ../nbs/42_refresh.ipynb #2b9be43a
+# %% ../nbs/42_refresh.ipynb #eb0e9a17
 def _stimulus_batches(n, batch_size, seed):
     "Endless batches of row numbers; each walk through the stimuli is a new permutation."
     generator = torch.Generator().manual_seed(seed)
@@ -39,6 +40,11 @@ def _place():
     "Number of this process, and how many there are."
     d = torch.distributed
     return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
+
+def _skipped(callback):
+    "Whether fastai's `SkipToEpoch` passes over this epoch."
+    skip = getattr(callback.learn, 'skip_to_epoch', None)
+    return isinstance(skip, SkipToEpoch) and callback.epoch < skip._skip_to
 
 def bare(
     model: torch.nn.Module, # Network, perhaps in the wrapper of distributed training
@@ -82,7 +88,8 @@ class AlignLoss(Callback):
 
     def after_fit(self): self.open.close()
 
-    def before_epoch(self): self.losses.append([])
+    def before_epoch(self):
+        if not _skipped(self): self.losses.append([])
 
     def before_batch(self):
         if self.stimuli is None: self.learn.yb, self.rows = self.yb[:-1], self.yb[-1]
@@ -215,7 +222,7 @@ class ObjectiveRefresh(Callback):
         if every < 0: raise ValueError(f'every is a number of epochs, at least 0, got {every}')
         self.stimuli, self.every, self.grid = stimuli, every, grid
 
-    def due(self): return not self.epoch or bool(self.every) and self.epoch % self.every == 0
+    def due(self): return not _skipped(self) and (not self.epoch or bool(self.every) and self.epoch % self.every == 0)
 
     def before_epoch(self):
         align = next(o for o in (getattr(self.learn, name, None) for name in ('align_loss', 'proto_loss')) if o is not None).align
