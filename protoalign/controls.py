@@ -64,7 +64,7 @@ def label_library(
     lib.names, lib.named_by = tuple(names), ('class label',)*len(names)
     return lib
 
-# %% ../nbs/41_controls.ipynb #cc84b6b8
+# %% ../nbs/41_controls.ipynb #62071b13
 def random_prototypes(
     activations, # Training activations, (n_stimuli, n_units)
     responses, # Responses to the same stimuli, (n_stimuli, n_voxels)
@@ -79,6 +79,9 @@ def random_prototypes(
     found.prototypes_dnn_ = drawn/np.linalg.norm(drawn, axis=1, keepdims=True)*np.linalg.norm(like.prototypes_dnn_, axis=1, keepdims=True)
     found.direction_dnn_ = np.where(found.counts_ > 0, np.inf, 0.)
     found.cluster_centers_ = np.hstack([found.prototypes_dnn_*found.scale_dnn_, found.prototypes_brain_*found.scale_brain_]) @ found.joint_map_
+    x, y = found._checked(activations, responses)
+    u = found._joint_vectors(found.pca_dnn_.transform(x), found.pca_brain_.transform(y))
+    found.distances_ = np.linalg.norm(u - found.cluster_centers_[found.labels_], axis=1)
     return found
 
 def random_library(

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import check_grad, isotonic_regression
+from scipy.special import logsumexp
 from scipy.stats import rankdata, spearmanr
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from protoalign.baselines import BASELINES, CKALoss, RSALoss, ResponseRegression, soft_rank, soft_spearman
@@ -149,6 +151,11 @@ def test_soft_ranks_of_any_numbers(seed):
     np.testing.assert_allclose(soft_rank(torch.tensor(x[mixed]), strength).numpy(), ranks[mixed], atol=1e-9)
 
 
+@pytest.mark.parametrize('strength', [.02, .2, 3.])
+def test_soft_ranks_gradient(strength):
+    assert torch.autograd.gradcheck(lambda o: soft_rank(o, strength), torch.tensor(np.random.default_rng(0).normal(size=15), requires_grad=True))
+
+
 def test_soft_ranks_refuse():
     for wrong, match in ((torch.zeros(2, 2), r'shape \(2, 2\)'), (torch.tensor([1., torch.nan]), '1 of 2 values'), (torch.zeros(0), r'shape \(0,\)')):
         with pytest.raises(ValueError, match=match): soft_rank(wrong)
@@ -163,6 +170,13 @@ def test_soft_spearman_at_the_ends(n):
     ours = [soft_spearman(torch.tensor(7*a - 3), torch.tensor(b), s).item() for s in (1e-5, 1e3)]
     np.testing.assert_allclose(ours[0], spearmanr(a, b).statistic, atol=2e-3)
     np.testing.assert_allclose(ours[1], np.corrcoef(a, rankdata(b))[0, 1], atol=1e-9)
+
+
+@pytest.mark.parametrize('softness', [.3, 1., 3.])
+def test_soft_spearman_knows_no_units(softness):
+    rng = np.random.default_rng(0)
+    a, b = (torch.tensor(o) for o in rng.normal(size=(2, 60)))
+    torch.testing.assert_close(soft_spearman(a, b, softness), soft_spearman(1e-3*a + 7, b.exp(), softness), rtol=1e-8, atol=1e-8)
 
 
 def test_soft_spearman_by_scipy_differences():
@@ -263,6 +277,24 @@ def test_concentrations_by_the_formula():
     np.testing.assert_allclose(concentration(v, labels, 4, .2), .2*clamped/clamped.mean())
 
 
+def test_protonce_by_the_formula():
+    "Instance and prototype terms as in the paper, one stimulus at a time; clusters from scikit-learn, with the same seeds."
+    objective = made('protonce')
+    v = ACTS - ACTS.mean(0)
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    moved = ACTS + np.random.default_rng(2).normal(size=ACTS.shape)
+    q = moved - ACTS.mean(0)
+    q /= np.linalg.norm(q, axis=1, keepdims=True)
+    losses = -np.diag(q @ v.T)/.1 + logsumexp(q @ v.T/.1, axis=1)
+    for m, k in enumerate((3, 6, 12)):
+        s = KMeans(k, n_init=5, random_state=m).fit(v).labels_
+        means = np.stack([v[s == j].mean(0) for j in range(k)])
+        logits = q @ (means/np.linalg.norm(means, axis=1, keepdims=True)).T/concentration(v, s, k)
+        losses += (logsumexp(logits, axis=1) - logits[np.arange(120), s])/3
+    np.testing.assert_allclose(objective(torch.tensor(moved), ROWS).item(), losses.mean(), rtol=1e-5)
+    assert np.ptp(objective.phi2.numpy()) > .01
+
+
 def test_a_cluster_that_all_share_costs_nothing_but_the_instances():
     "The fault of gathered positives: log of the members of the own cluster in the batch."
     objective = ProtoNCE(120, 20, (1,), instance=False)
@@ -307,6 +339,8 @@ def test_controls_are_libraries(arm, joint, tmp_path):
     for name in ('p_z', 'p_r', 'assign', 'weights', 'centroids'): np.testing.assert_array_equal(getattr(back, name), getattr(lib(), name))
     assert len(whole) == (3 if arm == 'labels' else 6) and whole.counts.sum() == 120
     np.testing.assert_allclose(np.hstack([whole.p_z*whole.scales[0], whole.p_r*whole.scales[1]]) @ whole.joint_map, whole.centroids, atol=1e-4)
+    u = whole.joint_vectors(ACTS, control_responses(arm, BRAIN, 0))
+    np.testing.assert_allclose(np.linalg.norm(u - whole.centroids[whole.assign], axis=1), whole.distance, rtol=1e-4)
     assert (lib(1).assign == whole.assign).all() == (arm not in ('shuffled', 'random'))
 
 
