@@ -20,7 +20,7 @@ _RUN_OPTIONS = (
     ('--target', 'target', str, 'which of the responses, the first by default'),
     ('--task', 'task', str, 'data set of the task, as cifar10h, if the stimuli have no labels'),
     ('--backbone', 'backbone', str, 'network: digits-resnet8, resnet20, resnet32, resnet56'),
-    ('--arms', 'arms', _words, 'comma-separated: untuned, vanilla, protoalign, shuffled'),
+    ('--arms', 'arms', _words, 'comma-separated: untuned, vanilla, protoalign, shuffled, dnn_only, brain_only, labels, random, rsa, rsa_spearman, cka, regression, protonce, protoalign_cka'),
     ('--seeds', 'n_seeds', int, 'number of seeds M'),
     ('--sweep', 'sweep', _numbers, 'further values of lambda for protoalign, comma-separated; "" for none'),
     ('--stimulus-size', 'stimulus_size', int, 'pixels at which the network sees the stimuli'),

@@ -25,13 +25,14 @@ from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
 
 from .activations import extract
+from .arms import ARMS, PROTOTYPE_ARMS, Settings, arm_lam, train_arm
 from .data import Responses, check_responses, hash_fraction, mean_repeats, select
 from .datasets import dataset_options, load
 from .files import atomic_write
 from .layers import eval_mode, get_layer
 from .networks import backbone
 from .score import BrainGroups, score_layer
-from .train import ARMS, Settings, Stimuli, Task, fit, no_random, task_accuracy, train_arm
+from .train import Stimuli, Task, fit, no_random, task_accuracy
 
 # %% ../nbs/60_experiment.ipynb #9534d837
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def cells(config: Config) -> list:
     out = []
     for seed in range(config.n_seeds):
         for arm in config.arms:
-            has_prototypes = arm not in ('untuned', 'vanilla')
-            lams = [config.settings.lam] if has_prototypes else [None]
+            lam = arm_lam(arm, config.settings)
+            lams = [None if np.isnan(lam) else lam]
             if arm == 'protoalign': lams += [lam for lam in config.sweep if lam not in lams]
             out += [Cell(arm, seed, lam) for lam in lams]
     return out
@@ -145,7 +146,8 @@ def seed_data(
     split = data.split(seed)
     x = net.prepare(data.stimuli, config.stimulus_size, data.white)
     parts = {name: (x[rows], responses.values[rows]) for name, rows in zip(split._fields, split)}
-    stimuli = Stimuli(x[split.train], responses.values[split.train], tuple(np.array(data.ids)[split.train]))
+    labels = None if data.labels is None else np.asarray(data.labels)[split.train]
+    stimuli = Stimuli(x[split.train], responses.values[split.train], tuple(np.array(data.ids)[split.train]), labels)
     task = _own_task(x, data.labels, split) if config.task is None else _other_task(config, net, seed, data_dir)
     return SeedData(task, stimuli, parts, responses.rotated)
 
@@ -163,6 +165,7 @@ def check(
         for rows in split: check_responses(replace(responses, values=responses.values[rows], ids=tuple(ids[rows])))
     if config.settings.K > len(split.train):
         raise ValueError(f'K = {config.settings.K} prototypes are impossible with {len(split.train)} training stimuli: choose fewer')
+    if 'labels' in config.arms and data.labels is None: raise ValueError(f"the stimuli of {data.name!r} have no labels: the arm 'labels' is impossible here, leave it out")
     if config.task is None and data.labels is None: raise ValueError(f'data set {data.name!r} has no labels: name a task, as task="cifar10h"')
     _check_network(config, data, net, data_dir)
 
@@ -276,13 +279,13 @@ def run_cell(
     source = _dataset(config, data_dir)
     target = _target(config, source)
     start = start_model(config, data, cell.seed, _start_path(out, cell.seed), data_dir)
-    settings = s if cell.lam is None else replace(s, lam=cell.lam)
+    settings = s if cell.lam is None else replace(s, lam=cell.lam, lams={})
     trained = train_arm(cell.arm, start, data.task, data.stimuli, settings, cell.seed, _provenance(config, source))
     common = dict(dataset=config.dataset, target=target, task=config.task or config.dataset, arm=cell.arm, seed=cell.seed, split_seed=cell.seed)
-    if cell.lam is not None: common.update(K=s.K, tau=s.tau, lam=cell.lam, E=s.every)
-    if trained.library is not None:
-        trained.library.save(out/'libraries'/f'{cell.name}.safetensors')
-        for kind, table in (('refreshes', trained.refreshes), ('losses', trained.losses)): _write_csv(table, out/'libraries'/f'{cell.name}.{kind}.csv')
+    if cell.lam is not None: common.update(lam=cell.lam, E=s.every, **(dict(K=s.K, tau=s.tau) if cell.arm in (*PROTOTYPE_ARMS, 'protonce') else {}))
+    if trained.library is not None: trained.library.save(out/'libraries'/f'{cell.name}.safetensors')
+    for kind, table in (('refreshes', trained.refreshes), ('losses', trained.losses)):
+        if len(table): _write_csv(table, out/'libraries'/f'{cell.name}.{kind}.csv')
     rows = pd.DataFrame([{**common, **row} for row in score_model(trained.model, data, config)], columns=COLUMNS)
     return _write_csv(rows, path)
 

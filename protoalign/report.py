@@ -18,6 +18,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from .datasets import load
+from .arms import arm_lam
 from .experiment import Config, cells, gather
 from .files import atomic_write
 from .library import PrototypeLibrary, plot_prototypes
@@ -103,11 +104,11 @@ def plot_training(
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.5), layout='constrained')
     found = False
     for arm in sort_arms(config.arms):
-        losses, refreshes = (Path(out)/'libraries'/f'{arm}-seed{seed}-lam{config.settings.lam:g}.{kind}.csv' for kind in ('losses', 'refreshes'))
-        if not losses.exists(): continue
+        losses, refreshes = (Path(out)/'libraries'/f'{arm}-seed{seed}-lam{arm_lam(arm, config.settings):g}.{kind}.csv' for kind in ('losses', 'refreshes'))
+        if not refreshes.exists(): continue
         found, (colour, marker) = True, arm_look(arm, config.arms)
         losses, refreshes = pd.read_csv(losses), pd.read_csv(refreshes)
-        left.plot(losses['epoch'] + 1, losses['proto_loss'], f'{marker}-', color=colour, ms=3, label=arm)
+        left.plot(losses['epoch'] + 1, losses['alignment_loss'], f'{marker}-', color=colour, ms=3, label=arm)
         right.plot(refreshes['epoch'], refreshes['agreement_brain'], f'{marker}-', color=colour, ms=5, label=f'{arm}: brain alone')
         right.plot(refreshes['epoch'], refreshes['agreement_dnn'], f'{marker}--', color=colour, ms=5, mfc='w', label=f'{arm}: network alone')
         right.set_xticks(refreshes['epoch'])
@@ -180,7 +181,11 @@ th { background: #f6f6f6; vertical-align: bottom } pre { background: #f6f6f6; pa
 
 _ARM_TEXTS = {'untuned': 'the network from which the arms start, as it was', 'vanilla': 'trained on the task alone',
               'protoalign': 'task loss + λ · prototype loss, prototypes from network and brain together',
-              'shuffled': 'the same, with the brain rows permuted over the training stimuli: whatever it reaches, no brain was needed for'}
+              'shuffled': 'the same, with the brain rows permuted over the training stimuli: whatever it reaches, no brain was needed for',
+              'dnn_only': 'prototypes of the network alone', 'brain_only': 'prototypes of the brain alone', 'labels': 'class means as prototypes',
+              'random': 'random fixed prototypes', 'rsa': 'RSA regularisation (Pearson)', 'rsa_spearman': 'RSA regularisation (soft ranks)',
+              'cka': 'CKA regularisation, debiased', 'regression': 'a linear head predicts the responses', 'protonce': 'ProtoNCE of Li et al. 2020, which sees no brain',
+              'protoalign_cka': 'prototype loss and CKA, averaged'}
 
 _LIMITS = ('Seeds that share pretrained weights differ in batches and splits only: a small standard error over seeds is not a small uncertainty over stimuli, for which this report has no bootstrap yet.',
            'No noise ceilings are drawn: scores are as measured, not divided by what the recording allows.',
