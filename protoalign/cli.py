@@ -22,6 +22,7 @@ _RUN_OPTIONS = (
     ('--backbone', 'backbone', str, 'network: digits-resnet8, resnet20, resnet32, resnet56'),
     ('--arms', 'arms', _words, 'comma-separated: untuned, vanilla, protoalign, shuffled, dnn_only, brain_only, labels, random, rsa, rsa_spearman, cka, regression, protonce, protoalign_cka'),
     ('--seeds', 'n_seeds', int, 'number of seeds M'),
+    ('--first-seed', 'first_seed', int, 'the seeds are this and the following'),
     ('--sweep', 'sweep', _numbers, 'further values of lambda for protoalign, comma-separated; "" for none'),
     ('--stimulus-size', 'stimulus_size', int, 'pixels at which the network sees the stimuli'),
     ('--task-images', 'task_images', int, 'training images of the task'),

@@ -82,6 +82,8 @@ def _objects92_files():
 SOURCES = {s.name: s for s in (
     Source('digits', 'handwritten digits, in scikit-learn', 'scikit-learn', 'BSD-3-Clause; subjects simulated by protoalign',
         'Alpaydin & Kaynak 1998 (UCI)', 'everything, with SIMULATED subjects', 0.),
+    Source('planted', 'handwritten digits on gratings, made on the spot', 'scikit-learn', 'BSD-3-Clause; gratings and subject simulated by protoalign',
+        'Alpaydin & Kaynak 1998 (UCI)', 'comparing arms where the answer is known, with a SIMULATED subject', 0.),
     Source('macaque_v4', 'images_SESSION.zip and responses_SESSION.npy of each session', 'github.com/cowleygroup/V4_compact_models, folder data_V4_responses',
         'GPL-3.0', 'Cowley, Stan, Pillow & Smith, Compact deep neural network models of visual cortex',
         'alignment with V4 neurons; no labels', 26.8, ('images_201025.zip', 'responses_201025.npy'), _v4_files()),
