@@ -26,13 +26,13 @@ def given_prototypes(
     "Joint prototypes of a partition that is given, not found."
     found = JointPrototypes(**{**joint, 'n_prototypes': n_prototypes, 'init': assign})
     x, y = found._checked(activations, responses)
-    z, r = found._fit_sides(x, y)
+    z, r = found._fit_sides(x, y, {})
     found._fit_joint_map(z*found.scale_dnn_, r*found.scale_brain_)
     u, found.labels_ = found._joint_vectors(z, r), np.asarray(assign, dtype=np.int64)
     found.cluster_centers_ = cluster_means(u, found.labels_, n_prototypes)
     found.distances_ = np.linalg.norm(u - found.cluster_centers_[found.labels_], axis=1)
     found._back_project(z, r)
-    found._report(z, r)
+    found._report(z, r, {})
     return found
 
 # %% ../nbs/41_controls.ipynb #50c14a68

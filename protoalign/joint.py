@@ -6,7 +6,7 @@ Docs: https://protoalign.github.io/protoalign/joint.html.md"""
 
 # %% auto #0
 __all__ = ['GAMMAS', 'balance_scale', 'regularised_cca', 'plsc', 'pair_correlations', 'heldout_correlations', 'best_cca',
-           'choose_shrinkage', 'JointPrototypes']
+           'choose_shrinkage', 'JointPrototypes', 'pca_again']
 
 # %% ../nbs/31_joint.ipynb #2ed67410
 import warnings
@@ -15,12 +15,13 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.linalg import block_diag, eigh, svd
 from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin
 from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 
 from .clusters import ALGORITHMS, cluster_means, kmeans_labels
-from .reduce import fit_pca, variance_kept
+from .reduce import fit_pca, same_pca, variance_kept
 
 # %% ../nbs/31_joint.ipynb #a388fae5
 def balance_scale(
@@ -144,23 +145,25 @@ class JointPrototypes(BaseEstimator):
         random_state=0, # Of k-means, the PCA solver and the folds of CCA; never of the training
         cca_shrinkage=None, # Shrinkage of CCA, from 0 to 1; chosen on folds of the training stimuli if None
         algorithm='auto', # Of k-means, one of `clusters.ALGORITHMS`
+        warm_start=False, # Let a second `fit` of the same stimuli go on from the first: its clusters, and its PCA of a side that has not changed
     ):
         self.n_prototypes, self.n_components_dnn, self.n_components_brain = n_prototypes, n_components_dnn, n_components_brain
         self.joint, self.n_components_joint, self.brain_weight, self.balance = joint, n_components_joint, brain_weight, balance
         self.back_projection, self.init, self.n_init, self.random_state = back_projection, init, n_init, random_state
-        self.cca_shrinkage, self.algorithm = cca_shrinkage, algorithm
+        self.cca_shrinkage, self.algorithm, self.warm_start = cca_shrinkage, algorithm, warm_start
 
     def fit(self, X, Y):
         "Learn prototypes from activations `X` (n_stimuli, n_units) and responses `Y` (n_stimuli, n_voxels)."
         X, Y = self._checked(X, Y)
-        z, r = self._fit_sides(X, Y)
+        before = self._before(X)
+        z, r = self._fit_sides(X, Y, before)
         self._fit_joint_map(z*self.scale_dnn_, r*self.scale_brain_)
         u = self._joint_vectors(z, r)
-        self.labels_ = kmeans_labels(u, self.n_prototypes, self.init, self.n_init, self.random_state, self.algorithm)
+        self.labels_ = kmeans_labels(u, self.n_prototypes, before.get('labels_', self.init), self.n_init, self.random_state, self.algorithm)
         self.cluster_centers_ = cluster_means(u, self.labels_, self.n_prototypes)
         self.distances_ = np.linalg.norm(u - self.cluster_centers_[self.labels_], axis=1)
         self._back_project(z, r)
-        self._report(z, r)
+        self._report(z, r, before.get('alone_', {}))
         return self
 
     def _joint_vectors(self, z, r):
@@ -202,9 +205,28 @@ def _checked(self:JointPrototypes, X, Y):
 
 # %% ../nbs/31_joint.ipynb #34688e0b
 @patch
-def _fit_sides(self:JointPrototypes, X, Y):
-    self.pca_dnn_ = fit_pca(X, self.n_components_dnn, self.random_state)
-    self.pca_brain_ = fit_pca(Y, self.n_components_brain, self.random_state)
+def _before(self:JointPrototypes, X):
+    "What an earlier fit of as many stimuli and prototypes left; empty without `warm_start`."
+    again = self.warm_start and len(getattr(self, 'labels_', ())) == len(X) and max(self.labels_) < self.n_prototypes
+    return {name: getattr(self, name) for name in ('labels_', 'alone_', 'pca_dnn_', 'pca_brain_') if hasattr(self, name)} if again else {}
+
+def pca_again(
+    before, # Earlier PCA, or None
+    x: np.ndarray, # Patterns of one side, (n_stimuli, n_features)
+    n_components: int, # Upper bound on the components
+    random_state: int, # Of the solver
+) -> PCA: # Fitted PCA
+    "The earlier PCA if it is that of `x`, else a new one."
+    if before is not None and before.n_components_ == min(n_components, len(x) - 1, x.shape[1]) and same_pca(before, x): return before
+    return fit_pca(x, n_components, random_state)
+
+@patch
+def _dnn_pca(self:JointPrototypes, X, before): return pca_again(before.get('pca_dnn_'), X, self.n_components_dnn, self.random_state)
+
+@patch
+def _fit_sides(self:JointPrototypes, X, Y, before):
+    self.pca_dnn_ = self._dnn_pca(X, before)
+    self.pca_brain_ = pca_again(before.get('pca_brain_'), Y, self.n_components_brain, self.random_state)
     self.n_components_dnn_, self.n_components_brain_ = self.pca_dnn_.n_components_, self.pca_brain_.n_components_
     z, r = (pca.transform(o).astype(float, copy=False) for pca, o in ((self.pca_dnn_, X), (self.pca_brain_, Y)))
     self.scale_dnn_, self.scale_brain_ = balance_scale(z, self.balance), balance_scale(r, self.balance)
@@ -250,14 +272,14 @@ def _direction(prototypes, x, labels, counts):
 
 # %% ../nbs/31_joint.ipynb #14a56b8f
 @patch
-def _report(self:JointPrototypes, z, r):
+def _report(self:JointPrototypes, z, r, before):
     maps = self.scale_dnn_*self.joint_map_[:z.shape[1]], self.scale_brain_*self.joint_map_[z.shape[1]:]
     variances = [((x.T @ x/len(x)) @ m * m).sum() for x, m in zip((z, r), maps)]
     self.variance_kept_ = dict(dnn=variance_kept(self.pca_dnn_), brain=variance_kept(self.pca_brain_))
-    self.sides_, residuals = {}, (self.residual_dnn_, self.residual_brain_)
+    self.sides_, self.alone_, residuals = {}, {}, (self.residual_dnn_, self.residual_brain_)
     for side, x, variance, residual in zip(('dnn', 'brain'), (z, r), variances, residuals):
         means = cluster_means(x, self.labels_, self.n_prototypes)
-        alone = kmeans_labels(x, self.n_prototypes, n_init=3, random_state=self.random_state, algorithm=self.algorithm)
+        alone = self.alone_[side] = kmeans_labels(x, self.n_prototypes, before.get(side), n_init=3, random_state=self.random_state, algorithm=self.algorithm)
         self.sides_[side] = dict(variance_kept=self.variance_kept_[side], variance_share=float(variance/sum(variances)), explained=float((means[self.labels_]**2).sum()/(x**2).sum()),
                                  residual=residual, agreement=float(adjusted_rand_score(alone, self.labels_)))
 
