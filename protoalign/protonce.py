@@ -35,7 +35,7 @@ def concentration(
     if percentiles is not None: phi = phi.clip(*np.percentile(phi, percentiles))
     return tau*phi/phi.mean() if phi.mean() > 1e-9 else np.full(n_clusters, tau)
 
-# %% ../nbs/41_protonce.ipynb #1af00b56
+# %% ../nbs/41_protonce.ipynb #100594c4
 class ProtoNCE(torch.nn.Module):
     "Instance and prototype terms of PCL (Li et al. 2020) on a layer's pooled activations; it sees no brain."
     def __init__(self,
@@ -61,18 +61,20 @@ class ProtoNCE(torch.nn.Module):
             self.register_buffer(f'phi{m}', torch.full((k,), float(tau)))
             self.register_buffer(f'assign{m}', torch.zeros(n_stimuli, dtype=torch.long))
 
-    def forward(self,
-        h: Tensor, # Pooled activations of the layer, (batch, n_units), any floating point
-        rows: Tensor, # Row of each stimulus in the training stimuli, (batch,), -1 for none
-    ) -> Tensor: # Scalar, nats; 0 where no row is known; ValueError before the first refresh, or for rows that cannot be
-        "Value of the objective on a batch."
-        if not self.fitted: raise ValueError('ProtoNCE has no prototypes yet: call refresh with the clean training activations')
-        h, rows = known_rows(h, rows, len(self.keys))
-        if not len(rows): return h[:0].sum()
-        with torch.autocast(h.device.type, enabled=False):
-            v = F.normalize(h - self.mean.to(h), dim=1)
-            proto = self.prototype_term(v, rows)
-            return proto + self.instance_term(v, rows) if self.instance else proto
+# %% ../nbs/41_protonce.ipynb #c2725ab5
+@patch
+def forward(self:ProtoNCE,
+    h: Tensor, # Pooled activations of the layer, (batch, n_units), any floating point
+    rows: Tensor, # Row of each stimulus in the training stimuli, (batch,), -1 for none
+) -> Tensor: # Scalar, nats; 0 where no row is known; ValueError before the first refresh, or for rows that cannot be
+    "Value of the objective on a batch."
+    if not self.fitted: raise ValueError('ProtoNCE has no prototypes yet: call refresh with the clean training activations')
+    h, rows = known_rows(h, rows, len(self.keys))
+    if not len(rows): return h[:0].sum()
+    with torch.autocast(h.device.type, enabled=False):
+        v = F.normalize(h - self.mean.to(h), dim=1)
+        proto = self.prototype_term(v, rows)
+        return proto + self.instance_term(v, rows) if self.instance else proto
 
 # %% ../nbs/41_protonce.ipynb #129cd72d
 @patch

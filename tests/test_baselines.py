@@ -1,4 +1,6 @@
 "Objectives to compare with: one protocol, exact gradients, known values, and controls that take away what they say."
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -220,6 +222,20 @@ def test_silent_stimuli_are_left_out(method):
     torch.testing.assert_close(loss, RSALoss(BRAIN, method)(h[alive], ROWS[alive]))
     assert torch.autograd.grad(loss, x)[0].isfinite().all()
     assert RSALoss(BRAIN, method)(x*0, ROWS[:12]) == 0
+
+
+@pytest.mark.parametrize('name', [o for o in MAKERS if o.startswith(('rsa', 'cka'))])
+def test_activations_that_became_nan_are_not_passed_over(name):
+    h = H[:12].clone()
+    h[3, 0] = torch.nan
+    with pytest.raises(ValueError, match='NaN or infinite'): made(name)(h, ROWS[:12])
+
+
+def test_a_copy_goes_its_own_way():
+    first = RSALoss(BRAIN, 'spearman')
+    first(H, ROWS)
+    copy = deepcopy(first)
+    assert first(H, ROWS) == copy(H, ROWS) != RSALoss(BRAIN, 'spearman')(H, ROWS)
 
 
 def test_the_same_stimulus_twice_in_a_batch():
