@@ -19,7 +19,7 @@ from .data import as_matrix
 from .noise import whiten
 from .ranks import ranks, rho_a, spearman, tau_a
 
-# %% ../nbs/20_rsa.ipynb #3e4fb2e5
+# %% ../nbs/20_rsa.ipynb #f352f88f
 _ROWS = 512
 
 def _above(xp, u, value):
@@ -35,22 +35,23 @@ def _above(xp, u, value):
             at += n - 1 - i
     return out
 
-def _norm(xp, x): return xp.sqrt(xp.sum(x*x, axis=-1, keepdims=True))
+def _squares(x): return (x*x).sum(1) if is_torch_array(x) else np.einsum('ij,ij->i', x, x)
 
 def _unit_rows(xp, x, centred):
     "Rows (minus their mean if `centred`) with norm 1; a row that is zero but for rounding becomes NaN, with a warning."
-    c = x - xp.mean(x, axis=1, keepdims=True) if centred else x
-    norm = _norm(xp, c)
-    dead = ~(norm > 8*xp.finfo(x.dtype).eps*_norm(xp, x))
-    n_dead = int(xp.sum(xp.astype(dead, xp.int64)))
+    mean = xp.mean(x, axis=1, keepdims=True) if centred else 0.
+    c = x - mean if centred else x
+    sq = _squares(c)[:, None]
+    dead = ~(sq > (8*xp.finfo(x.dtype).eps)**2*(sq + x.shape[1]*mean**2))
+    n_dead = int(dead.sum())
     if n_dead: warnings.warn(f'{n_dead} of {len(x)} rows do not vary, or hold NaN: they have no correlation, and theirs are NaN', stacklevel=5)
-    return c/xp.where(dead, xp.asarray(float('nan'), dtype=x.dtype), norm)
+    return c/xp.sqrt(xp.where(dead, xp.asarray(float('nan'), dtype=x.dtype), sq))
 
 def _angular(xp, x, centred): return _above(xp, _unit_rows(xp, x, centred), lambda g, i, j: 1 - g)
 
 def _euclidean(xp, x, squared):
     x = x - xp.mean(x, axis=0, keepdims=True)
-    sq = xp.sum(x*x, axis=1)
+    sq = _squares(x)
     def value(g, i, j):
         d = xp.clip(sq[i] + sq[j] - 2*g, 0, None)
         return d if squared else xp.sqrt(d)
