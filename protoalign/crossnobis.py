@@ -34,7 +34,7 @@ def average_folds(
     np.add.at(out, cell, trials)
     return (out/n[:, None]).reshape(len(names), -1, trials.shape[1]), names
 
-# %% ../nbs/21_crossnobis.ipynb #17e3ead8
+# %% ../nbs/21_crossnobis.ipynb #ddb27d74
 def _folds(x):
     "Patterns (n_stimuli, n_folds, n_features) with at least 2 stimuli and 2 folds, in floating point."
     if not is_torch_array(x): x = np.asarray(x, dtype=float)
@@ -58,6 +58,7 @@ def _between_folds(y):
     n, m, p = y.shape
     return (rdm(y.sum(1), 'sqeuclidean') - rdm(y.reshape(n, m*p), 'sqeuclidean'))/(m*(m - 1))
 
+# %% ../nbs/21_crossnobis.ipynb #40252ca5
 def crossnobis(
     x, # Patterns, (n_stimuli, n_folds, n_features), NumPy or torch: `average_folds`, or the values of a recording with repeats
     noise=None, # `noise_whitener(residuals)` or a precision matrix (n_features, n_features); or a list, one for each fold; None: Euclidean

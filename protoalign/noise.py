@@ -34,7 +34,7 @@ def _shrink_to_identity(r, dof):
 _SHRINK = {'diagonal': _shrink_to_diagonal, 'identity': _shrink_to_identity,
            'univariate': lambda z, dof: 1., 'none': lambda z, dof: 0.}
 
-# %% ../nbs/20_noise.ipynb #7b124c49
+# %% ../nbs/20_noise.ipynb #2e7f789c
 def _floating(x):
     if is_torch_array(x): return x if x.is_floating_point() else x.double()
     x = np.asarray(x)
@@ -63,6 +63,7 @@ class NoiseWhitener:
         root = self(np.eye(len(self.scale)))
         return root @ root.T
 
+# %% ../nbs/20_noise.ipynb #f2d8a6ec
 def noise_whitener(
     residuals: np.ndarray, # What the model of the responses left over, (n_residuals, n_features), from training data
     shrinkage: str='diagonal', # 'diagonal' (Schäfer & Strimmer), 'identity' (Ledoit & Wolf), 'univariate' (variances alone) or 'none'

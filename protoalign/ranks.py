@@ -63,7 +63,7 @@ def ranks(
     "Ranks of the values of a vector."
     return _double_ranks(v)/2
 
-# %% ../nbs/20_ranks.ipynb #f7b1ae23
+# %% ../nbs/20_ranks.ipynb #a2a255a6
 def _two_ranked(a, b):
     if np.shape(a) != np.shape(b) or np.ndim(a) != 1 or len(a) < 2: raise ValueError(f'need two vectors of one length, at least 2, got shapes {np.shape(a)} and {np.shape(b)}')
     return _double_ranks(a), _double_ranks(b)
@@ -82,6 +82,7 @@ def spearman(
     spread = _rank_products(x, x)*_rank_products(y, y)
     return float(_rank_products(x, y)/np.sqrt(spread)) if spread > 0 else float('nan')
 
+# %% ../nbs/20_ranks.ipynb #b5e0b925
 def rho_a(
     a: np.ndarray, # Values, (n,)
     b: np.ndarray, # Values, (n,)

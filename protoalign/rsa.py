@@ -19,7 +19,7 @@ from .data import as_matrix
 from .noise import whiten
 from .ranks import ranks, rho_a, spearman, tau_a
 
-# %% ../nbs/20_rsa.ipynb #f352f88f
+# %% ../nbs/20_rsa.ipynb #3baa13e8
 _ROWS = 512
 
 def _above(xp, u, value):
@@ -35,6 +35,7 @@ def _above(xp, u, value):
             at += n - 1 - i
     return out
 
+# %% ../nbs/20_rsa.ipynb #ecb43451
 def _squares(x): return (x*x).sum(1) if is_torch_array(x) else np.einsum('ij,ij->i', x, x)
 
 def _unit_rows(xp, x, centred):
@@ -168,7 +169,8 @@ def _is_empty(d, method):
 # %% ../nbs/20_rsa.ipynb #044da1a4
 def _dissimilarities(o, metric):
     if np.ndim(o) != 1: return rdm(o, metric)
-    return o if is_torch_array(o) or getattr(o, 'dtype', None) == np.float32 else np.asarray(o, dtype=float)
+    if is_torch_array(o): return o if o.is_floating_point() else o.double()
+    return o if getattr(o, 'dtype', None) == np.float32 else np.asarray(o, dtype=float)
 
 def rsa(
     x, # Patterns (n_stimuli, n_features), or a condensed RDM (n(n-1)/2,)

@@ -17,7 +17,7 @@ from scipy.spatial.distance import squareform
 
 from .ranks import ranks
 
-# %% ../nbs/21_rsa_models.ipynb #731bae4c
+# %% ../nbs/21_rsa_models.ipynb #2cdaceda
 def category_rdm(
     labels: list, # Category of each stimulus, n_stimuli; or True and False
 ) -> np.ndarray: # 0 for pairs of one category and 1 for others, condensed (n(n-1)/2,); ValueError where all stimuli share one
@@ -27,6 +27,7 @@ def category_rdm(
     i, j = np.triu_indices(len(codes), 1)
     return (codes[i] != codes[j]).astype(float)
 
+# %% ../nbs/21_rsa_models.ipynb #8d16a914
 def _cells(rdms, n_cells=None):
     "RDMs, condensed or square, one or one for each subject, as (n_rdms, n_cells) in float64."
     d = np.asarray(rdms, dtype=float)
@@ -45,7 +46,14 @@ def _standard(d, method):
     if (norm <= 1e-12*np.linalg.norm(d, axis=1, keepdims=True)).any(): raise ValueError('an RDM that does not vary explains nothing and has nothing to explain')
     return c/norm
 
-# %% ../nbs/21_rsa_models.ipynb #fdc8eebc
+def _design(models, n_cells, method):
+    "Standardised model RDMs as columns, (n_cells, n_models)."
+    m = _standard(np.vstack([_cells(o, n_cells) for o in models.values()]), method).T
+    if m.shape[1] != len(models): raise ValueError(f'each of {len(models)} models is one RDM, got {m.shape[1]}')
+    if np.linalg.matrix_rank(m, tol=1e-8) < m.shape[1]: raise ValueError(f'the models {list(models)} are linearly dependent: no weights can tell them apart')
+    return m
+
+# %% ../nbs/21_rsa_models.ipynb #98f6e52e
 def partial_rsa(
     x: np.ndarray, # RDM, condensed or square
     y: np.ndarray, # RDM of the same stimuli
@@ -64,13 +72,6 @@ def partial_rsa(
         warnings.warn('the controls explain one of the RDMs wholly: nothing is left to correlate, and the score is NaN', stacklevel=2)
         return float('nan')
     return float(a @ b/(left[0]*left[1]))
-
-def _design(models, n_cells, method):
-    "Standardised model RDMs as columns, (n_cells, n_models)."
-    m = _standard(np.vstack([_cells(o, n_cells) for o in models.values()]), method).T
-    if m.shape[1] != len(models): raise ValueError(f'each of {len(models)} models is one RDM, got {m.shape[1]}')
-    if np.linalg.matrix_rank(m, tol=1e-8) < m.shape[1]: raise ValueError(f'the models {list(models)} are linearly dependent: no weights can tell them apart')
-    return m
 
 # %% ../nbs/21_rsa_models.ipynb #ec9421cc
 def _fit(triangle, target, total, nonnegative):

@@ -182,9 +182,31 @@ def test_regression_recovers_a_mixture(nonnegative):
     assert table.r2[0] == pytest.approx(1) and table.unique[1] == pytest.approx(0, abs=1e-10)
 
 
+def test_weights_that_may_not_be_negative():
+    from scipy.optimize import nnls
+    models = {str(s): rdm(made(12, seed=s)[0]) for s in range(3)}
+    d = models['0'] - models['1'] + models['2']
+    m = np.transpose([(o - o.mean())/o.std() for o in models.values()])
+    table = regression_rsa(d, models, nonnegative=True)
+    np.testing.assert_allclose(table.weight, nnls(m, (d - d.mean())/d.std())[0], atol=1e-10)
+    assert table.weight[1] == 0
+
+
 def test_partial_of_what_is_wholly_explained():
     a, b = (rdm(o) for o in made())
     with pytest.warns(UserWarning, match='nothing is left'): assert np.isnan(partial_rsa(a, b, {'itself': 2*a + 1}, 'pearson'))
+
+
+@pytest.mark.parametrize('of', [None, 'b'])
+def test_contrast_pair_by_pair(of):
+    labels = np.array(list('aaabbbbccddddd'))
+    d = rdm(made(len(labels))[0])
+    i, j = np.triu_indices(len(labels), 1)
+    same = labels[i] == labels[j]
+    inside, outside = (same, ~same) if of is None else (same & (labels[i] == of), ~same & ((labels[i] == of) | (labels[j] == of)))
+    found = category_contrast(d, labels, of, 99)
+    assert (found['within'], found['between']) == pytest.approx((d[inside].mean(), d[outside].mean()))
+    assert found['difference'] == pytest.approx(found['between'] - found['within'])
 
 
 def test_one_shuffle_too_few():

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/rsa_speed.py [--parts rdm,spearman,large] [--quick] [--repeats 3] [--out nbs/results/rsa_speed.csv]
 
-All cores are used (set OMP_NUM_THREADS for fewer); the number of threads and the load of the machine at the start stand in the table.
+All cores are used (set OMP_NUM_THREADS for fewer); the number of threads, OpenBLAS's kernel and the load of the
+machine at the start stand in the table. An OPENBLAS_CORETYPE in the environment can force a slow kernel: unset it, and OPENBLAS_L2_SIZE with it.
 Every way is run in a process of its own on the same data, and gives its result (a sample of it, for RDMs) to be compared with SciPy's
 before its times count. `ratio` is how many times protoalign is faster: the median over pairs of repetitions, `ratio_low` and `ratio_high` their range.
 """
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def machine():
     cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.processor()) if os.path.exists('/proc/cpuinfo') else platform.processor()
-    return dict(machine=f'{cpu}, {os.cpu_count()} cores', threads=max(o['num_threads'] for o in threadpool_info()), load=round(os.getloadavg()[0], 1))
+    return dict(machine=f'{cpu}, {os.cpu_count()} cores', threads=max(o['num_threads'] for o in threadpool_info()), kernel=next((o['architecture'] for o in threadpool_info() if 'architecture' in o), ''), load=round(os.getloadavg()[0], 1))
 
 
 def peak_gb():
