@@ -228,6 +228,20 @@ def test_searchlight_takes_an_atlas_and_two_processes():
     assert not one[np.asarray(atlas.dataobj) != 2].any()
 
 
+def test_searchlight_sphere_by_sphere():
+    nib = pytest.importorskip('nibabel')
+    from scipy.spatial.distance import cdist
+    from protoalign.fmri import region_values, voxel_table
+    from protoalign.searchlight import searchlight_rsa
+    rng = np.random.default_rng(0)
+    mask = nib.Nifti1Image((rng.random((6, 7, 5)) < .8).astype(np.int8), np.diag([2., 3, 4, 1]))
+    places = voxel_table(mask)[list('xyz')].to_numpy()
+    values, model = rng.normal(size=(9, len(places))), pdist(rng.normal(size=(9, 2)))
+    spheres = cdist(places, places) <= 5
+    found = region_values(searchlight_rsa(values, mask, model, radius=5, min_voxels=1, metric='euclidean'), mask)[0]
+    np.testing.assert_allclose(found, [spearmanr(pdist(values[:, o]), model).statistic for o in spheres], atol=1e-6)
+
+
 def test_plot_of_square_and_condensed():
     import matplotlib
     matplotlib.use('agg')
