@@ -120,7 +120,7 @@ def _fit_blocks(x, y, order, folds, axes, shrink, intercept):
         coef[:, block] = axes @ (shrink[losses[:, block].argmin(0)].T*(axes.T @ whole))
     return coef, means, losses, of_mean
 
-# %% ../nbs/21_ridge.ipynb #1fd408e2
+# %% ../nbs/21_ridge.ipynb #828b82fc
 class RidgeFit(NamedTuple):
     "Ridge regressions of many voxels on the same features."
     coef: np.ndarray # Weights, (n_features, n_voxels)
@@ -160,7 +160,7 @@ def ridge_cv(
     if (flat := of_mean == 0).any(): warnings.warn(f'{flat.sum()} of {len(flat)} voxels do not vary over the {len(x)} training stimuli: their mean is predicted, and cv_r2 is NaN', stacklevel=2)
     best = losses.argmin(0)
     with np.errstate(invalid='ignore'): cv_r2 = 1 - losses[best, np.arange(len(best))]/np.where(flat, np.nan, of_mean)
-    return RidgeFit(coef, means - mean @ coef, alphas[best], cv_r2, alphas, losses)
+    return RidgeFit(coef, (means - mean @ coef).astype(dtype), alphas[best], cv_r2, alphas, losses)
 
 # %% ../nbs/21_ridge.ipynb #2ce56ee8
 class VoxelRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
