@@ -16,20 +16,21 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.model_selection import GroupKFold, check_cv
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-# %% ../nbs/21_ridge.ipynb #b469e02d
+# %% ../nbs/21_ridge.ipynb #6d6b1c10
 ALPHAS = tuple(np.logspace(-1, 6, 15)) # Penalties to choose from, for standardised features
 
 def ridge_axes(
     gram: np.ndarray, # XᵀX of centred features, (d, d), float64
     alphas: np.ndarray, # Penalties, (n_alphas,), above 0
     scale: float=None, # Sum of squares that rounding is measured against; the trace of `gram` if None
-): # Axes U, (d, d), and 1/(eigenvalue + penalty) on each, (n_alphas, d), 0 on axes without variance
+    dtype=float, # Type in which XᵀY will be computed
+): # Axes U, (d, d), and 1/(eigenvalue + penalty) on each, (n_alphas, d), 0 on axes whose spread is lost in rounding
     "What every penalty leaves of every principal axis of the features."
     eigenvalues, axes = np.linalg.eigh(gram)
-    empty = eigenvalues <= np.finfo(float).eps*(np.trace(gram) if scale is None else scale)
-    return axes, np.where(empty, 0, 1/(np.where(empty, 0, eigenvalues) + np.asarray(alphas, dtype=float)[:, None]))
+    empty = abs(eigenvalues) <= np.finfo(dtype).eps**2*(np.trace(gram) if scale is None else scale)
+    return axes, np.where(empty, 0, 1/(np.maximum(eigenvalues, 0) + np.asarray(alphas, dtype=float)[:, None]))
 
-# %% ../nbs/21_ridge.ipynb #2baef156
+# %% ../nbs/21_ridge.ipynb #d75ea58e
 class _Fold(NamedTuple):
     "What one fold needs of the features."
     rows: slice # Its held-out rows
@@ -45,7 +46,7 @@ def _fold(x, gram, rows, alphas, intercept, dtype):
     n_test, d = x[rows].shape
     n_train = len(x) - n_test
     mean = -intercept*x[rows].sum(0)/n_train
-    axes, shrink = ridge_axes(gram - x[rows].T @ x[rows] - n_train*np.outer(mean, mean), alphas, np.trace(gram))
+    axes, shrink = ridge_axes(gram - x[rows].T @ x[rows] - n_train*np.outer(mean, mean), alphas, np.trace(gram), dtype)
     held = (x[rows] - mean) @ axes
     if few := n_test <= .6*d: held = held.astype(dtype)
     else: triangle = (np.triu(2*held.T @ held) - np.diag((held**2).sum(0))).astype(dtype)
@@ -120,7 +121,7 @@ def _fit_blocks(x, y, order, folds, axes, shrink, intercept):
         coef[:, block] = axes @ (shrink[losses[:, block].argmin(0)].T*(axes.T @ whole))
     return coef, means, losses, of_mean
 
-# %% ../nbs/21_ridge.ipynb #828b82fc
+# %% ../nbs/21_ridge.ipynb #65d132e2
 class RidgeFit(NamedTuple):
     "Ridge regressions of many voxels on the same features."
     coef: np.ndarray # Weights, (n_features, n_voxels)
@@ -155,7 +156,7 @@ def ridge_cv(
     if z.shape[1] > len(z): turn, z = (lambda q, r: (q.astype(dtype), r.T))(*np.linalg.qr(z.T))
     gram = z.T @ z
     folds = [_fold(z, gram, rows, alphas, intercept, dtype) for rows in slices]
-    coef, means, losses, of_mean = _fit_blocks(z.astype(dtype), y, order, folds, *(o.astype(dtype) for o in ridge_axes(gram, alphas)), intercept)
+    coef, means, losses, of_mean = _fit_blocks(z.astype(dtype), y, order, folds, *(o.astype(dtype) for o in ridge_axes(gram, alphas, dtype=dtype)), intercept)
     if turn is not None: coef = turn @ coef
     if (flat := of_mean == 0).any(): warnings.warn(f'{flat.sum()} of {len(flat)} voxels do not vary over the {len(x)} training stimuli: their mean is predicted, and cv_r2 is NaN', stacklevel=2)
     best = losses.argmin(0)
