@@ -75,12 +75,31 @@ def _fold_losses(fold, whole, part, y, intercept):
     q = fold.axes.T @ (part + (n + 2*n_train)*shift)
     return (squares - 2*fold.shrink @ (q*b) + _quadratic(fold.triangle, fold.shrink, b))/n, squares/n
 
-# %% ../nbs/21_ridge.ipynb #07bd9da1
-def _loo_losses(x, axes, shrink, whole, y, intercept):
+# %% ../nbs/21_ridge.ipynb #451d813e
+class _Loo(NamedTuple):
+    "What leaving one out needs of the features."
+    basis: np.ndarray # Rows along the axes, (n, d), or the eigenvectors of XXᵀ, (n, n)
+    factor: np.ndarray # For each penalty and column of it, what makes predictions of d columns, or residuals of n, (n_alphas, ...)
+    free: np.ndarray # 1 - leverage, (n_alphas, n)
+    wide: bool # Whether they are eigenvectors
+
+def _loo(x, gram, alphas, intercept, dtype):
+    "Leave-one-out of features that are centred over all rows."
+    wide = 2*x.shape[1] > len(x)
+    if wide:
+        eigenvalues, basis = np.linalg.eigh(x @ x.T)
+        basis, factor = basis - intercept*basis.mean(0), alphas[:, None]/(np.maximum(eigenvalues, 0) + alphas[:, None])
+    else:
+        axes, factor = ridge_axes(gram, alphas, dtype=dtype)
+        basis = x @ axes
+    share = factor @ basis.T**2
+    return _Loo(basis.astype(dtype), factor.astype(dtype), share if wide else 1 - intercept/len(x) - share, wide)
+
+def _loo_losses(loo, y, intercept):
     "Mean squared errors of left-out rows, (n_alphas, n_voxels), and that of the mean of the others, (n_voxels,)."
-    n, z = len(y), x @ axes
-    leverage, b = z**2 @ shrink.T + intercept/n, axes.T @ whole
-    losses = [(((y - (z*s) @ b)/(1 - h)[:, None])**2).mean(0, dtype=float) for s, h in zip(shrink, leverage.T)]
+    n, b = len(y), loo.basis.T @ y
+    parts = ((loo.basis*factor) @ b for factor in loo.factor)
+    losses = [(((part if loo.wide else y - part)/free[:, None].astype(y.dtype))**2).mean(0, dtype=float) for part, free in zip(parts, loo.free)]
     return np.array(losses), (y**2).mean(0, dtype=float)*(n/(n - 1))**(2*intercept)
 
 # %% ../nbs/21_ridge.ipynb #617b87eb
@@ -98,7 +117,7 @@ def _held_out(cv, n, groups):
     ends = np.cumsum([len(test) for _, test in folds]).tolist()
     return order, [slice(a, b) for a, b in zip([0, *ends], ends)]
 
-# %% ../nbs/21_ridge.ipynb #b9275c31
+# %% ../nbs/21_ridge.ipynb #060b7599
 def _centred(y, rows, dtype, intercept):
     "Columns less their means, zero where nothing varies, and the means."
     y = y[rows].astype(dtype, copy=False)
@@ -108,20 +127,22 @@ def _centred(y, rows, dtype, intercept):
     y[:, flat] = 0
     return y, means
 
-def _fit_blocks(x, y, order, folds, axes, shrink, intercept):
+def _fit_blocks(x, y, order, held, axes, shrink, intercept):
     "Weights (d, n_voxels), means (n_voxels,), errors of the penalties (n_alphas, n_voxels), and of the mean (n_voxels,)."
     n, size = y.shape[1], int(np.clip(2**23//len(x), 32, 1024))
     coef, means, losses, of_mean = np.empty((x.shape[1], n), x.dtype), np.empty(n), np.empty((len(shrink), n)), np.empty(n)
     for block in (slice(i, i + size) for i in range(0, n, size)):
         here, means[block] = _centred(y[:, block], order, x.dtype, intercept)
-        parts = [x[f.rows].T @ here[f.rows] for f in folds]
-        whole = sum(parts) if folds else x.T @ here
-        found = [_fold_losses(f, whole, part, here[f.rows], intercept) for f, part in zip(folds, parts)] or [_loo_losses(x, axes, shrink, whole, here, intercept)]
+        if isinstance(held, _Loo): whole, found = x.T @ here, [_loo_losses(held, here, intercept)]
+        else:
+            parts = [x[fold.rows].T @ here[fold.rows] for fold in held]
+            whole = sum(parts)
+            found = [_fold_losses(fold, whole, part, here[fold.rows], intercept) for fold, part in zip(held, parts)]
         losses[:, block], of_mean[block] = (sum(o)/len(found) for o in zip(*found))
         coef[:, block] = axes @ (shrink[losses[:, block].argmin(0)].T*(axes.T @ whole))
     return coef, means, losses, of_mean
 
-# %% ../nbs/21_ridge.ipynb #65d132e2
+# %% ../nbs/21_ridge.ipynb #338cbecf
 class RidgeFit(NamedTuple):
     "Ridge regressions of many voxels on the same features."
     coef: np.ndarray # Weights, (n_features, n_voxels)
@@ -155,8 +176,8 @@ def ridge_cv(
     z, turn = x[order] - mean, None
     if z.shape[1] > len(z): turn, z = (lambda q, r: (q.astype(dtype), r.T))(*np.linalg.qr(z.T))
     gram = z.T @ z
-    folds = [_fold(z, gram, rows, alphas, intercept, dtype) for rows in slices]
-    coef, means, losses, of_mean = _fit_blocks(z.astype(dtype), y, order, folds, *(o.astype(dtype) for o in ridge_axes(gram, alphas, dtype=dtype)), intercept)
+    held = [_fold(z, gram, rows, alphas, intercept, dtype) for rows in slices] or _loo(z, gram, alphas, intercept, dtype)
+    coef, means, losses, of_mean = _fit_blocks(z.astype(dtype), y, order, held, *(o.astype(dtype) for o in ridge_axes(gram, alphas, dtype=dtype)), intercept)
     if turn is not None: coef = turn @ coef
     if (flat := of_mean == 0).any(): warnings.warn(f'{flat.sum()} of {len(flat)} voxels do not vary over the {len(x)} training stimuli: their mean is predicted, and cv_r2 is NaN', stacklevel=2)
     best = losses.argmin(0)
