@@ -268,6 +268,17 @@ def test_banded_weights_solve_their_equations(kernel, n):
     assert np.allclose(total, y.mean(0) + x @ np.vstack(list(model.coef.values())))
 
 
+def test_banded_folds_keep_groups_together():
+    pytest.importorskip('himalaya')
+    from protoalign.banded import fit_banded
+    spaces, y = spaces_of(120)
+    groups = np.random.default_rng(0).permutation(np.arange(120)//4)
+    y = y + 20*np.random.default_rng(1).normal(size=(30, 9))[groups]
+    by_groups, by_splits, blind = (fit_banded(spaces, y, splits=5, **o) for o in (dict(groups=groups), dict(cv=list(GroupKFold(5).split(y, groups=groups))), {}))
+    for name in spaces: assert (by_groups.alpha[name] == by_splits.alpha[name]).all()
+    assert any((by_groups.alpha[name] != blind.alpha[name]).any() for name in spaces)
+
+
 @pytest.mark.parametrize('model, options', [('ridge', {}), ('banded', dict(splits=5))])
 def test_partition_of_copies(model, options):
     "Two copies of a space have nothing of their own; all is shared."
