@@ -132,10 +132,18 @@ def _tables(names, scores, variance, dof, confidence, **about):
     differences = dict(name=[names[i] for i, _ in pairs], minus=[names[j] for _, j in pairs], difference=gap, **_interval(gap, variance(contrast), dof, confidence), **about)
     return pd.DataFrame(table), pd.DataFrame(differences)
 
-# %% ../nbs/24_bootstrap.ipynb #96cc0729
-def _variance(draws, n):
-    "Variance over draws of any contrast, for a factor of n things."
-    return lambda contrast: n/(n - 1)*np.nanvar(draws @ contrast.T, axis=0, ddof=1)
+# %% ../nbs/24_bootstrap.ipynb #e948963a
+def _variance(draws, n, left_out=None):
+    "Variance over draws of any contrast, for a factor of n things; not below that of the jackknife where there is one."
+    def of(contrast):
+        found = n/(n - 1)*np.nanvar(draws @ contrast.T, axis=0, ddof=1)
+        return found if left_out is None else np.fmax(found, (n - 1)**2/n*np.var(left_out @ contrast.T, axis=0, ddof=1))
+    return of
+
+def _left_out(n_stimuli, groups):
+    "Counts of the samples that lack one group each, (n_groups, n_stimuli)."
+    codes = np.arange(n_stimuli) if groups is None else pd.factorize(np.asarray(groups))[0]
+    return (codes != np.arange(codes.max() + 1)[:, None]).astype(int)
 
 def bootstrap_rsa(
     models, # One system or several, patterns or condensed RDMs, see `inference.rdm_stack`
@@ -158,15 +166,16 @@ def bootstrap_rsa(
     people = np.random.default_rng([random_state, 1]).multinomial(n_s, np.full(n_s, 1/n_s), size=n_draws)
     drawn = people/n_s @ each.T
     if over == 'subjects': return Bootstrapped(*_tables(variance=_variance(drawn, n_s), dof=n_s - 1, **about), drawn, None, people)
-    counts = bootstrap_counts(n, n_draws, groups, random_state)
-    k = n if groups is None else len(set(groups))
-    found = resampled_rsa(x, y, counts, method, groups)
-    if over == 'stimuli': return Bootstrapped(*_tables(variance=_variance(found.mean(2), k), dof=k - 1, **about), found.mean(2), counts)
+    counts, without = bootstrap_counts(n, n_draws, groups, random_state), _left_out(n, groups)
+    k, found = len(without), resampled_rsa(x, y, np.vstack([counts, without]), method, groups)
+    found, mean, left_out = found[:n_draws], *np.split(found.mean(2), [n_draws])
+    stimuli = _variance(mean, k, left_out)
+    if over == 'stimuli': return Bootstrapped(*_tables(variance=stimuli, dof=k - 1, **about), mean, counts)
     both = np.einsum('dms,ds->dm', found, people/n_s)
-    three = lambda contrast: two_factor_variance(*(np.nanvar(o @ contrast.T, axis=0, ddof=1) for o in (both, drawn, found.mean(2))), n_s, k)
+    three = lambda contrast: np.fmax(stimuli(contrast), two_factor_variance(*(np.nanvar(o @ contrast.T, axis=0, ddof=1) for o in (both, drawn, mean)), n_s, k))
     return Bootstrapped(*_tables(variance=three, dof=min(n_s, k) - 1, **about), both, counts, people)
 
-# %% ../nbs/24_bootstrap.ipynb #1631c656
+# %% ../nbs/24_bootstrap.ipynb #4dcd5ebf
 def _named(value, names):
     value = np.atleast_1d(np.asarray(value, dtype=float))
     names = list(range(len(value))) if names is None else list(names)
@@ -197,11 +206,10 @@ def jackknife_score(
     confidence: float=.95, # Of the intervals
 ) -> Bootstrapped: # Tables and the scores without each group as draws; ValueError for fewer than 7
     "Jackknife over stimuli of any smooth score."
-    codes = np.arange(n_stimuli) if groups is None else pd.factorize(np.asarray(groups))[0]
-    k = codes.max() + 1
+    kept = _left_out(n_stimuli, groups)
+    k = len(kept)
     if k < 7: raise ValueError(f'a jackknife over stimuli needs at least 7 different ones (groups, where there are groups), got {k}')
     value, names = _named(score(np.arange(n_stimuli)), names)
-    kept = (codes != np.arange(k)[:, None]).astype(int)
     draws = np.stack([np.atleast_1d(score(np.flatnonzero(o))) for o in kept])
     variance = lambda contrast: (k - 1)**2/k*np.var(draws @ contrast.T, axis=0, ddof=1)
     return Bootstrapped(*_tables(names, value, variance, k - 1, confidence, over='stimuli', n_draws=k), draws, kept)
