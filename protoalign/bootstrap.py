@@ -8,7 +8,7 @@ Docs: https://protoalign.github.io/protoalign/bootstrap.html.md"""
 __all__ = ['bootstrap_counts', 'resampled_rsa', 'two_factor_variance', 'Bootstrapped', 'bootstrap_rsa', 'bootstrap_score',
            'jackknife_score']
 
-# %% ../nbs/24_bootstrap.ipynb #609afaa4
+# %% ../nbs/24_bootstrap.ipynb #143171d7
 from itertools import combinations
 from typing import NamedTuple
 
@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .inference import rdm_stack, standard_cells
+from .inference import group_codes, rdm_stack, standard_cells
 
-# %% ../nbs/24_bootstrap.ipynb #1c005ab7
+# %% ../nbs/24_bootstrap.ipynb #ebea091a
 def bootstrap_counts(
     n_stimuli: int, # Stimuli
     n_draws: int=1000, # Bootstrap samples
@@ -26,8 +26,7 @@ def bootstrap_counts(
     random_state: int=0, # Of the draws
 ) -> np.ndarray: # How often each stimulus is in each sample, (n_draws, n_stimuli); ValueError for fewer than 7 groups
     "Bootstrap samples of stimuli as counts; samples of fewer than 4 different groups are drawn again."
-    codes = np.arange(n_stimuli) if groups is None else pd.factorize(np.asarray(groups))[0]
-    if len(codes) != n_stimuli: raise ValueError(f'{len(codes)} groups for {n_stimuli} stimuli: one for each')
+    codes = group_codes(groups, n_stimuli)
     k, rng = codes.max() + 1 if n_stimuli else 0, np.random.default_rng(random_state)
     if k < 7: raise ValueError(f'a bootstrap over stimuli needs at least 7 different ones (groups, where there are groups), got {k}: use a permutation test, or more stimuli')
     counts = np.zeros((n_draws, k), int)
@@ -132,7 +131,7 @@ def _tables(names, scores, variance, dof, confidence, **about):
     differences = dict(name=[names[i] for i, _ in pairs], minus=[names[j] for _, j in pairs], difference=gap, **_interval(gap, variance(contrast), dof, confidence), **about)
     return pd.DataFrame(table), pd.DataFrame(differences)
 
-# %% ../nbs/24_bootstrap.ipynb #e948963a
+# %% ../nbs/24_bootstrap.ipynb #baf98f7b
 def _variance(draws, n, left_out=None):
     "Variance over draws of any contrast, for a factor of n things; not below that of the jackknife where there is one."
     def of(contrast):
@@ -142,7 +141,7 @@ def _variance(draws, n, left_out=None):
 
 def _left_out(n_stimuli, groups):
     "Counts of the samples that lack one group each, (n_groups, n_stimuli)."
-    codes = np.arange(n_stimuli) if groups is None else pd.factorize(np.asarray(groups))[0]
+    codes = group_codes(groups, n_stimuli)
     return (codes != np.arange(codes.max() + 1)[:, None]).astype(int)
 
 def bootstrap_rsa(
@@ -175,7 +174,7 @@ def bootstrap_rsa(
     three = lambda contrast: np.fmax(stimuli(contrast), two_factor_variance(*(np.nanvar(o @ contrast.T, axis=0, ddof=1) for o in (both, drawn, mean)), n_s, k))
     return Bootstrapped(*_tables(variance=three, dof=min(n_s, k) - 1, **about), both, counts, people)
 
-# %% ../nbs/24_bootstrap.ipynb #4dcd5ebf
+# %% ../nbs/24_bootstrap.ipynb #19324f4e
 def _named(value, names):
     value = np.atleast_1d(np.asarray(value, dtype=float))
     names = list(range(len(value))) if names is None else list(names)
@@ -195,7 +194,7 @@ def bootstrap_score(
     counts = bootstrap_counts(n_stimuli, n_draws, groups, random_state)
     value, names = _named(score(np.arange(n_stimuli)), names)
     draws = np.stack([np.atleast_1d(score(np.repeat(np.arange(n_stimuli), c))) for c in counts])
-    k = n_stimuli if groups is None else len(set(groups))
+    k = group_codes(groups, n_stimuli).max() + 1
     return Bootstrapped(*_tables(names, value, _variance(draws, k), k - 1, confidence, over='stimuli', n_draws=n_draws), draws, counts)
 
 def jackknife_score(
