@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from conftest import ROOT
 from protoalign.bootstrap import bootstrap_counts, bootstrap_rsa, bootstrap_score, jackknife_score, resampled_rsa, two_factor_variance
@@ -62,7 +63,9 @@ def test_max_statistic_is_never_smaller_and_stops_at_the_family(rng):
     scores = rng.normal(size=(200, 12)) @ rng.normal(size=(12, 12))
     p, family = exact_p(scores)
     assert (family >= p).all() and exact_p(scores[:, :1])[1] == exact_p(scores[:, :1])[0]
-    assert (family >= exact_p(scores[:, :6])[1].max()*0).all() and (family[:6] >= exact_p(scores[:, :6])[1] - 1e-12).all()
+    t = (scores - scores.mean(0))/scores.std(0)
+    np.testing.assert_allclose(family, [(t.max(1) >= o).mean() for o in t[0]])
+    assert (family[:6] >= exact_p(scores[:, :6])[1] - 1e-12).all()
     bad = scores.copy()
     bad[:, 3] = np.nan
     assert np.isnan(exact_p(bad)[0][3]) and np.isnan(exact_p(bad)[1][3]) and np.isfinite(exact_p(bad)[1][:3]).all()
@@ -155,6 +158,7 @@ def test_corrections_as_properties(rng):
     for row in p:
         bonferroni, holm, bh, by = (adjust_p(row, m) for m in ('bonferroni', 'holm', 'bh', 'by'))
         assert (row <= bh).all() and (bh <= holm + 1e-15).all() and (holm <= bonferroni).all() and (bh <= by).all()
+        np.testing.assert_allclose([bonferroni, holm, bh, by], [multipletests(row, method=m)[1] for m in ('bonferroni', 'holm', 'fdr_bh', 'fdr_by')], rtol=1e-12)
         order = rng.permutation(9)
         np.testing.assert_array_equal(adjust_p(row[order]), holm[order])
     assert adjust_p([]).size == 0 and np.isnan(adjust_p([np.nan])).all()
@@ -166,6 +170,16 @@ def test_a_claim_over_stimuli_beside_ttest(rng):
     low, high = test.confidence_interval()
     np.testing.assert_allclose([found['ci_low'], found['ci_high']], [low, high], atol=.02)
     assert found['p'] == pytest.approx(test.pvalue, abs=.01)
+
+
+def test_groups_flip_as_wholes_and_seeds_and_stimuli_cross(rng):
+    d = rng.normal(size=10) + .3
+    copies = paired_over_stimuli(d.repeat(3), np.zeros(30), groups=np.arange(30)//3)
+    assert copies['p_sign_flip'] == pytest.approx(paired_over_stimuli(d, np.zeros(10))['p_sign_flip']) and copies['n_groups'] == 10
+    table = rng.normal(size=(6, 1)) + rng.normal(size=9) + .5*rng.normal(size=(6, 9))
+    m, s = table.mean(1).var(ddof=1), table.mean(0).var(ddof=1)
+    e = ((table - table.mean(1, keepdims=True) - table.mean(0) + table.mean())**2).sum()/40
+    assert crossed_test(table)['se']**2 == pytest.approx(m/6 + s/9 - e/54)
 
 
 def test_compare_arms_names_its_family(rng):
