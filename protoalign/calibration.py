@@ -95,7 +95,7 @@ def twin_world(
         return np.hstack([g*o for g, o in zip(gain, z)]) @ turn + NOISE*rng.normal(size=(n_stimuli, VOXELS))
     return models, [subject() for _ in range(n_subjects)]
 
-# %% ../nbs/25_calibration.ipynb #c65cb312
+# %% ../nbs/25_calibration.ipynb #0bd5e857
 def _covers(row, truth): return bool(row.ci_low <= truth <= row.ci_high)
 def _holds(test, world, role='ours'): return test, world, 'coverage', role
 
@@ -108,6 +108,8 @@ def bootstrapped_stimuli(rng) -> dict:
         gap = f.draws[:, 0] - f.draws[:, 1]
         world = f'{n} stimuli, {method}'
         found[_fp('difference, bootstrap t', world)] = _hit(f.differences.p)
+        alone = gap.std(ddof=1)*np.sqrt(n/(n - 1))
+        found[_fp('difference, without the jackknife', world, 'shortcut')] = _hit(2*stats.t.sf(abs(f.differences.difference[0])/alone, n - 1))
         found[_fp('difference, percentiles', world, 'shortcut')] = bool(np.quantile(gap, .025) > 0 or np.quantile(gap, .975) < 0)
         found[_holds('difference, bootstrap t', world)] = _covers(f.differences.iloc[0], 0)
         if method == 'pearson': found[_holds('score, bootstrap t', world)] = _covers(f.table.iloc[0], true_score())
@@ -168,26 +170,27 @@ def seeds_by_stimuli(rng) -> dict:
     return {_fp('crossed test', world): _hit(crossed['p']), _fp('seeds and stimuli, both', world): max(seeds, stimuli) <= .05, _fp('paired t over seeds alone', world, 'shortcut'): _hit(seeds),
             _fp('paired t over stimuli alone', world, 'shortcut'): _hit(stimuli), _holds('crossed test', world): bool(crossed['ci_low'] <= 0 <= crossed['ci_high'])}
 
-# %% ../nbs/25_calibration.ipynb #e650e51b
+# %% ../nbs/25_calibration.ipynb #232b1479
 CHECKS = permuted_similarities, permuted_groups, permuted_voxels, bootstrapped_stimuli, bootstrapped_groups, bootstrapped_both, jackknifed_cka, seeds_and_families, paired_stimuli, seeds_by_stimuli
 
 def calibrate(
     n_worlds: int=2000, # Worlds of each check
     checks: tuple=CHECKS, # Functions of a generator, as those above
     first: int=0, # Number of the first world
-) -> pd.DataFrame: # One row for each test and world: test, world, what, role, promised, rate, n_worlds, limit (99.9 % binomial), within
+) -> pd.DataFrame: # One row for each test and world: test, world, what, role, check, rate, n_worlds, promised, limit (99.9 % binomial), within
     "Rates of false positives and of coverage, and whether they keep their promise."
     rows = []
-    for place, check in enumerate(checks):
+    for k, check in enumerate(checks):
+        place = CHECKS.index(check) if check in CHECKS else len(CHECKS) + k
         worlds = pd.DataFrame([check(np.random.default_rng([place, first + s])) for s in range(n_worlds)])
-        rows += [dict(zip(('test', 'world', 'what', 'role'), key), rate=hits.mean()) for key, hits in worlds.items()]
+        rows += [dict(zip(('test', 'world', 'what', 'role'), key), check=check.__name__, rate=hits.mean()) for key, hits in worlds.items()]
     table = pd.DataFrame(rows).assign(n_worlds=n_worlds)
     counted = table['what'] == 'false positives'
     table['promised'] = np.where(counted, .05, .95)
     table['limit'] = np.where(counted, binomial_limit(n_worlds), binomial_limit(n_worlds, .95, upper=False))
     return table.assign(within=np.where(counted, table['rate'] <= table['limit'], table['rate'] >= table['limit']))
 
-# %% ../nbs/25_calibration.ipynb #9ebcc9a2
+# %% ../nbs/25_calibration.ipynb #53be6e38
 def plot_calibration(
     table: pd.DataFrame, # As from `calibrate`
 ): # Two matplotlib axes: false positives (logarithmic) and coverage
@@ -202,6 +205,7 @@ def plot_calibration(
         for role, look in looks.items():
             rows = np.flatnonzero(part['role'] == role)
             ax.scatter(part['rate'].iloc[rows], rows, s=22, label=role, zorder=3, **look)
+        ax.set_ylim(-1, len(part))
         ax.set_yticks(range(len(part)), part['test'] + ' | ' + part['world'], fontsize=6.5)
         ax.set_xlabel(f'{part["what"].iloc[0]} (share of {table["n_worlds"].max():,} worlds)')
     axes[0].set_xscale('log')
