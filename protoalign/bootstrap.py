@@ -8,7 +8,8 @@ Docs: https://protoalign.github.io/protoalign/bootstrap.html.md"""
 __all__ = ['bootstrap_counts', 'resampled_rsa', 'two_factor_variance', 'Bootstrapped', 'bootstrap_rsa', 'bootstrap_score',
            'jackknife_score']
 
-# %% ../nbs/24_bootstrap.ipynb #143171d7
+# %% ../nbs/24_bootstrap.ipynb #87139d84
+import warnings
 from itertools import combinations
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ def _linear_draws(x, y, weights, centred):
     if centred: ab, aa, bb = ab - a[:, :, None]*b[:, None], *(np.where(v - m*m > 1e-12*v, v - m*m, np.nan) for v, m in ((aa, a), (bb, b)))
     return ab/np.sqrt(aa[:, :, None]*bb[:, None])
 
-# %% ../nbs/24_bootstrap.ipynb #9a3363f0
+# %% ../nbs/24_bootstrap.ipynb #7f097c81
 def resampled_rsa(
     x: np.ndarray, # Condensed RDMs of the models, (n_models, n_pairs)
     y: np.ndarray, # Condensed RDMs of the subjects, (n_subjects, n_pairs)
@@ -89,7 +90,9 @@ def resampled_rsa(
     step = max(1, (2**17 if ranks else 2**20)//n_pairs)
     with np.errstate(invalid='ignore', divide='ignore'):
         parts = (_pair_weights(counts[k:k + step], groups) for k in range(0, len(counts), step))
-        return np.concatenate([_spearman_draws(ranks, len(x), w) if ranks else _linear_draws(x, y, w, method == 'pearson') for w in parts])
+        out = np.concatenate([_spearman_draws(ranks, len(x), w) if ranks else _linear_draws(x, y, w, method == 'pearson') for w in parts])
+    flat = np.isnan(x).any(1)[:, None] | np.isnan(y).any(1)
+    return np.where(flat, np.nan, out)
 
 # %% ../nbs/24_bootstrap.ipynb #053dbe82
 def two_factor_variance(
@@ -105,7 +108,7 @@ def two_factor_variance(
     corrected = f_s*subjects + f_c*stimuli - f_s*f_c*(both - subjects - stimuli)
     return np.minimum(np.maximum(corrected, np.maximum(f_s*subjects, f_c*stimuli)), both)
 
-# %% ../nbs/24_bootstrap.ipynb #d7ffd7bc
+# %% ../nbs/24_bootstrap.ipynb #b70792a9
 class Bootstrapped(NamedTuple):
     "What a bootstrap found."
     table: pd.DataFrame # One row for each model: name, score, se, ci_low, ci_high, p (two-sided, against 0), over, n_draws
@@ -122,21 +125,26 @@ def _interval(value, variance, dof, confidence):
     return dict(se=se, ci_low=value - half, ci_high=value + half, p=p)
 
 def _tables(names, scores, variance, dof, confidence, **about):
-    "Tables of scores and differences; `variance` maps contrasts (n_contrasts, n_models) to their variances."
-    pairs = list(combinations(range(len(names)), 2))
-    eye = np.eye(len(names))
-    contrast = np.array([eye[i] - eye[j] for i, j in pairs]).reshape(-1, len(names))
-    table = dict(name=names, score=scores, **_interval(scores, variance(eye), dof, confidence), **about)
-    gap = contrast @ scores
-    differences = dict(name=[names[i] for i, _ in pairs], minus=[names[j] for _, j in pairs], difference=gap, **_interval(gap, variance(contrast), dof, confidence), **about)
+    "Tables of scores and differences; `variance` takes a function that picks them from scores (..., n_models)."
+    i, j = np.array(list(combinations(range(len(names)), 2)), int).reshape(-1, 2).T
+    single, difference = lambda s: s, lambda s: s[..., i] - s[..., j]
+    table = dict(name=names, score=scores, **_interval(scores, variance(single), dof, confidence), **about)
+    gap = difference(scores)
+    differences = dict(name=[names[k] for k in i], minus=[names[k] for k in j], difference=gap, **_interval(gap, variance(difference), dof, confidence), **about)
     return pd.DataFrame(table), pd.DataFrame(differences)
 
-# %% ../nbs/24_bootstrap.ipynb #baf98f7b
+# %% ../nbs/24_bootstrap.ipynb #9e4dc3fe
+def _spread(draws):
+    "Variance over draws, those with NaN left out; NaN where all are."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)
+        return np.nanvar(draws, axis=0, ddof=1)
+
 def _variance(draws, n, left_out=None):
-    "Variance over draws of any contrast, for a factor of n things; not below that of the jackknife where there is one."
-    def of(contrast):
-        found = n/(n - 1)*np.nanvar(draws @ contrast.T, axis=0, ddof=1)
-        return found if left_out is None else np.fmax(found, (n - 1)**2/n*np.var(left_out @ contrast.T, axis=0, ddof=1))
+    "Variance over draws of what is picked from them, for a factor of n things; not below that of the jackknife where there is one."
+    def of(pick):
+        found = n/(n - 1)*_spread(pick(draws))
+        return found if left_out is None else np.fmax(found, (n - 1)**2/n*_spread(pick(left_out)))
     return of
 
 def _left_out(n_stimuli, groups):
@@ -171,10 +179,10 @@ def bootstrap_rsa(
     stimuli = _variance(mean, k, left_out)
     if over == 'stimuli': return Bootstrapped(*_tables(variance=stimuli, dof=k - 1, **about), mean, counts)
     both = np.einsum('dms,ds->dm', found, people/n_s)
-    three = lambda contrast: np.fmax(stimuli(contrast), two_factor_variance(*(np.nanvar(o @ contrast.T, axis=0, ddof=1) for o in (both, drawn, mean)), n_s, k))
+    three = lambda pick: np.fmax(stimuli(pick), two_factor_variance(*(_spread(pick(o)) for o in (both, drawn, mean)), n_s, k))
     return Bootstrapped(*_tables(variance=three, dof=min(n_s, k) - 1, **about), both, counts, people)
 
-# %% ../nbs/24_bootstrap.ipynb #19324f4e
+# %% ../nbs/24_bootstrap.ipynb #41c4b4d9
 def _named(value, names):
     value = np.atleast_1d(np.asarray(value, dtype=float))
     names = list(range(len(value))) if names is None else list(names)
@@ -210,5 +218,5 @@ def jackknife_score(
     if k < 7: raise ValueError(f'a jackknife over stimuli needs at least 7 different ones (groups, where there are groups), got {k}')
     value, names = _named(score(np.arange(n_stimuli)), names)
     draws = np.stack([np.atleast_1d(score(np.flatnonzero(o))) for o in kept])
-    variance = lambda contrast: (k - 1)**2/k*np.var(draws @ contrast.T, axis=0, ddof=1)
+    variance = lambda pick: (k - 1)**2/k*_spread(pick(draws))
     return Bootstrapped(*_tables(names, value, variance, k - 1, confidence, over='stimuli', n_draws=k), draws, kept)

@@ -8,8 +8,9 @@ Docs: https://protoalign.github.io/protoalign/inference.html.md"""
 __all__ = ['group_codes', 'stimulus_orders', 'exact_p', 'Permuted', 'permutation_test', 'reindexed_scores', 'rdm_stack',
            'standard_cells', 'permutation_rsa', 'u_centred', 'permutation_cka', 'permutation_encoding']
 
-# %% ../nbs/23_inference.ipynb #125eab42
-from math import lgamma, log
+# %% ../nbs/23_inference.ipynb #b8203000
+import warnings
+from math import lgamma
 from typing import NamedTuple
 
 import numpy as np
@@ -122,7 +123,7 @@ def reindexed_scores(
     parts = (orders[k:k + step] for k in range(0, len(orders), step))
     return np.concatenate([flat.take(o.take(i, 1)*n + o.take(j, 1)) @ cells for o in parts])
 
-# %% ../nbs/23_inference.ipynb #e4ce38a5
+# %% ../nbs/23_inference.ipynb #38907306
 def rdm_stack(
     systems, # Patterns (n, d), a condensed RDM (n(n-1)/2,), a list of such, or a dict of name -> such
     metric: str='correlation', # Dissimilarity for patterns, see `rsa.rdm`
@@ -139,13 +140,15 @@ def rdm_stack(
 def standard_cells(
     rdms: np.ndarray, # Condensed RDMs, (n_systems, n_pairs)
     method: str, # 'spearman', 'pearson' or 'cosine'
-) -> np.ndarray: # Cells whose products sum to the score, (n_systems, n_pairs); NaN for an RDM that does not vary; ValueError for an unknown method
+) -> np.ndarray: # Cells whose products sum to the score, (n_systems, n_pairs); NaN with a warning for an RDM that does not vary; ValueError for an unknown method
     "RDMs as their comparison sees them: ranked or not, centred or not, of norm 1."
     if method not in ('spearman', 'pearson', 'cosine'): raise ValueError(f"unknown method {method!r}; known: 'spearman', 'pearson', 'cosine' (for others give `permutation_test` a function)")
     c = rankdata(rdms, axis=1) if method == 'spearman' else rdms
     if method != 'cosine': c = c - c.mean(1, keepdims=True)
-    norm = np.linalg.norm(c, axis=1, keepdims=True)
-    with np.errstate(invalid='ignore', divide='ignore'): return c/np.where(norm > 1e-12*np.abs(rdms).max(1, keepdims=True), norm, np.nan)
+    norm, size = np.linalg.norm(c, axis=1, keepdims=True), np.abs(rdms).max(1, keepdims=True)
+    flat = norm <= 1e-12*size
+    if flat.any(): warnings.warn(f'the RDMs of {flat.sum()} of {len(flat)} systems do not vary (first: row {flat.argmax()}): their scores are NaN', stacklevel=3)
+    return c/np.where(flat, np.nan, norm)
 
 def _squares(condensed): return np.stack([squareform(o, checks=False) for o in condensed])
 

@@ -120,6 +120,16 @@ def test_models_that_do_not_vary_in_some_draws(rng):
     assert np.isnan(found.draws[:, 1]).any() and np.isfinite(found.table.se).all() and np.isfinite(found.differences.se).all()
 
 
+def test_a_model_that_does_not_vary_is_nan_with_a_warning(rng):
+    x, models = rng.normal(size=(10, 3)), {'flat': np.ones(45), 'z': rng.uniform(size=45)}
+    for test in (permutation_rsa, bootstrap_rsa):
+        for method in ('spearman', 'pearson'):
+            with pytest.warns(UserWarning, match='RDMs of 1 of 2 systems do not vary') as told: found = test(models, x, method=method)
+            assert {o.category for o in told} == {UserWarning}
+            assert np.isnan(found.table.score[0]) and np.isnan(found.table.p[0]) and np.isfinite(found.table.p[1])
+            if test is permutation_rsa: assert found.table.p_max[1] == found.table.p[1]
+
+
 @pytest.mark.parametrize('call, said', [
     (lambda x: bootstrap_rsa(x[:6], x[:6]), 'at least 7 different ones'),
     (lambda x: bootstrap_rsa(x, x[:10]), '12 stimuli|pairs'),
@@ -192,9 +202,9 @@ def test_compare_arms_names_its_family(rng):
 
 def test_calibration_table_is_committed_and_complete():
     table = pd.read_csv(ROOT/'nbs'/'results'/'calibration.csv')
-    assert (table.n_worlds == 2000).all() and (table[table.role == 'ours'].within).all()
+    assert (table.n_worlds == 2000).all() and table[table.role == 'ours'].kept.all() and (~table.within & table.kept).sum() == table.rate_again.notna().sum() <= 2
     live = calibrate(8)
-    pd.testing.assert_frame_equal(live[['test', 'world', 'what', 'role']], table[['test', 'world', 'what', 'role']])
+    pd.testing.assert_frame_equal(live[['test', 'world', 'what', 'role', 'check']], table[['test', 'world', 'what', 'role', 'check']])
     assert binomial_limit(2000) == table[table.what == 'false positives'].limit.iloc[0] == .0655 and len(CHECKS) == 10
 
 
