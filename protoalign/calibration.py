@@ -31,7 +31,7 @@ def binomial_limit(
     "One-sided binomial limit of an observed rate."
     return float(stats.binom.ppf(level if upper else 1 - level, n_worlds, rate)/n_worlds)
 
-# %% ../nbs/25_calibration.ipynb #4c11c78e
+# %% ../nbs/25_calibration.ipynb #c542bad7
 def _fp(test, world, role='ours'): return test, world, 'false positives', role
 def _hit(p): return bool(np.nanmin(p) <= .05)
 
@@ -52,7 +52,9 @@ def permuted_similarities(
              _fp('RSA, maximum statistic', '8 models'): eight.p_max, _fp('RSA, best single p', '8 models', 'shortcut'): eight.p}
     return {k: _hit(p) for k, p in found.items()}
 
-def permuted_groups(rng) -> dict:
+def permuted_groups(
+    rng, # Generator of the world
+) -> dict: # (test, world, what, role) -> whether something was called, or the truth covered
     "RSA, CKA and encoding where stimuli come in ten groups of three."
     groups = np.arange(30)//3
     x, y = (rng.normal(size=(10, 4))[groups] + .3*rng.normal(size=(30, 4)) for _ in range(2))
@@ -63,7 +65,9 @@ def permuted_groups(rng) -> dict:
         found[_fp(f'encoding r, {name}', '10 groups of 3', role)] = _hit(permutation_encoding(y[:, :1], x[:, :1], 199, g, random_state=seed).table.p)
     return found
 
-def permuted_voxels(rng) -> dict:
+def permuted_voxels(
+    rng, # Generator of the world
+) -> dict: # (test, world, what, role) -> whether something was called, or the truth covered
     "An encoding model of 30 correlated voxels of noise with heavy tails."
     x, y = rng.normal(size=(50, 5)), rng.standard_t(2, size=(50, 6)) @ rng.normal(size=(6, 30)) + rng.standard_t(2, size=(50, 30))
     predicted = encoding_score(x[:25], y[:25], x[25:], y[25:], alphas=(1., 100.)).predicted
@@ -95,11 +99,13 @@ def twin_world(
         return np.hstack([g*o for g, o in zip(gain, z)]) @ turn + NOISE*rng.normal(size=(n_stimuli, VOXELS))
     return models, [subject() for _ in range(n_subjects)]
 
-# %% ../nbs/25_calibration.ipynb #0bd5e857
+# %% ../nbs/25_calibration.ipynb #45dda53e
 def _covers(row, truth): return bool(row.ci_low <= truth <= row.ci_high)
 def _holds(test, world, role='ours'): return test, world, 'coverage', role
 
-def bootstrapped_stimuli(rng) -> dict:
+def bootstrapped_stimuli(
+    rng, # Generator of the world
+) -> dict: # (test, world, what, role) -> whether something was called, or the truth covered
     "Two equally good models, one subject, new stimuli."
     found = {}
     for n, method in ((12, 'spearman'), (40, 'spearman'), (12, 'pearson'), (40, 'pearson')):
@@ -115,7 +121,9 @@ def bootstrapped_stimuli(rng) -> dict:
         if method == 'pearson': found[_holds('score, bootstrap t', world)] = _covers(f.table.iloc[0], true_score())
     return found
 
-def bootstrapped_groups(rng) -> dict:
+def bootstrapped_groups(
+    rng, # Generator of the world
+) -> dict: # (test, world, what, role) -> whether something was called, or the truth covered
     "Twelve objects, each seen from three sides."
     models, brain = twin_world(rng, 12)
     models, brain = ([np.repeat(o, 3, 0) + .3*rng.normal(size=(36, o.shape[1])) for o in side] for side in (models, brain))
@@ -125,7 +133,9 @@ def bootstrapped_groups(rng) -> dict:
         found[_fp(f'difference, {name} drawn', '12 groups of 3', role)] = _hit(f.differences.p)
     return found
 
-def bootstrapped_both(rng) -> dict:
+def bootstrapped_both(
+    rng, # Generator of the world
+) -> dict: # (test, world, what, role) -> whether something was called, or the truth covered
     "Two models equally good over subjects who differ; new stimuli and new subjects."
     models, brain = twin_world(rng, 20, 8, .4)
     r = dict(n_draws=300, method='pearson', metric='sqeuclidean', random_state=int(rng.integers(2**31)))
@@ -136,14 +146,18 @@ def bootstrapped_both(rng) -> dict:
     for over in ('stimuli', 'subjects'): found[_fp(f'difference, {over} alone', world, 'shortcut')] = _hit(bootstrap_rsa(models, brain, over, **r).differences.p)
     return found
 
-def jackknifed_cka(rng) -> dict:
+def jackknifed_cka(
+    rng, # Generator of the world
+) -> dict: # (test, world, what, role) -> whether something was called, or the truth covered
     "Debiased CKA of two equally good models."
     models, (brain,) = twin_world(rng, 30)
     f = jackknife_score(lambda rows: [linear_cka(m[rows], brain[rows]) for m in models], 30)
     return {_fp('CKA difference, jackknife', '30 stimuli'): _hit(f.differences.p), _holds('CKA difference, jackknife', '30 stimuli'): _covers(f.differences.iloc[0], 0), _holds('CKA, jackknife', '30 stimuli'): _covers(f.table.iloc[0], true_score())}
 
-# %% ../nbs/25_calibration.ipynb #780969bd
-def seeds_and_families(rng) -> dict:
+# %% ../nbs/25_calibration.ipynb #b17a5e30
+def seeds_and_families(
+    rng, # Generator of the world
+) -> dict: # (test, world, what, role) -> whether something was called, or the truth covered
     "Paired tests over seeds of arms that do not differ, alone and in families of ten."
     normal, heavy, zero = rng.normal(size=5), rng.standard_t(2, size=8), np.zeros(8)
     shared = rng.normal(size=(5, 1))
@@ -153,7 +167,9 @@ def seeds_and_families(rng) -> dict:
     low, high = (paired_test(normal, zero[:5])[k] for k in ('ci_low', 'ci_high'))
     return {**{k: _hit(v) for k, v in found.items()}, _holds('paired t', '5 seeds'): bool(low <= 0 <= high)}
 
-def paired_stimuli(rng) -> dict:
+def paired_stimuli(
+    rng, # Generator of the world
+) -> dict: # (test, world, what, role) -> whether something was called, or the truth covered
     "Per-stimulus scores of arms that do not differ: skewed, or in groups."
     groups, seed = np.arange(36)//3, int(rng.integers(2**31))
     alone, grouped = rng.exponential(size=(2, 14)), rng.exponential(size=(2, 12))[:, groups] + .3*rng.normal(size=(2, 36))
@@ -163,7 +179,9 @@ def paired_stimuli(rng) -> dict:
              _fp('groups, sign flip', '12 groups of 3'): by_group['p_sign_flip'], _fp('stimuli, bootstrap t', '12 groups of 3', 'shortcut'): by_stimulus['p']}
     return {**{k: _hit(v) for k, v in found.items()}, _holds('stimuli, bootstrap t', '14 stimuli, skewed'): bool(free['ci_low'] <= 0 <= free['ci_high']), _holds('stimuli, bootstrap t', '14 stimuli, one-sided tail', 'known limit'): bool(one['ci_low'] <= 0 <= one['ci_high'])}
 
-def seeds_by_stimuli(rng) -> dict:
+def seeds_by_stimuli(
+    rng, # Generator of the world
+) -> dict: # (test, world, what, role) -> whether something was called, or the truth covered
     "Seeds × stimuli, both random, no difference in truth."
     d, world = .3*rng.normal(size=(5, 1)) + rng.normal(size=14) + rng.normal(size=(5, 14)), '5 seeds × 14 stimuli'
     crossed, seeds, stimuli = crossed_test(d), paired_test(d.mean(1), np.zeros(5))['p'], stats.ttest_1samp(d.mean(0), 0).pvalue
