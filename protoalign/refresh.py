@@ -27,7 +27,7 @@ from .library import PrototypeLibrary
 from .loss import PrototypeObjective
 from .refit import Refit
 
-# %% ../nbs/42_refresh.ipynb #eb0e9a17
+# %% ../nbs/42_refresh.ipynb #6e8c1c55
 def _stimulus_batches(n, batch_size, seed):
     "Endless batches of row numbers; each walk through the stimuli is a new permutation."
     generator = torch.Generator().manual_seed(seed)
@@ -80,7 +80,7 @@ class AlignLoss(Callback):
         self.align = AlignmentLoss(bare(self.model), self.objectives, 0., self.grid)
         self.align.note = self._note if self.with_bank else None
         if self.stimuli is None: self.align.kept = self.open.enter_context(capture(bare(self.model), self.layers, self.grid))
-        else: self.batches = _stimulus_batches(len(self.stimuli), self.batch_size, self.seed + (_place()[0] << 32))
+        else: self.batches = _stimulus_batches(len(self.stimuli), self.batch_size, self.seed + 1_000_003*_place()[0])
         self.losses, self.log, self.frozen, self.head_opt, self.bank, self.drawn = [], [], False, None, {}, 0
 
     @property
@@ -94,9 +94,10 @@ class AlignLoss(Callback):
     def before_batch(self):
         if self.stimuli is None: self.learn.yb, self.rows = self.yb[:-1], self.yb[-1]
 
-# %% ../nbs/42_refresh.ipynb #5e20a6bb
+# %% ../nbs/42_refresh.ipynb #2a477206
 @patch
 def after_loss(self:AlignLoss):
+    "Add the term to what is differentiated."
     if not self.training: return
     self.align.lam = {k: _now(v, self.pct_train) for k, v in self.lam.items()}
     if self.frozen or not any(self.align.lam.values()) or self.stimuli is not None and self.iter % self.each: return
@@ -118,7 +119,7 @@ def term(self:AlignLoss):
     rows, device = self._draw(), self.loss_grad.device
     return self.each*self.align(rows.to(device), self.stimuli[rows].to(device))
 
-# %% ../nbs/42_refresh.ipynb #7ee59378
+# %% ../nbs/42_refresh.ipynb #e5f9799e
 @patch
 def _draw(self:AlignLoss):
     self.drawn += 1
@@ -132,6 +133,7 @@ def _note(self:AlignLoss, activations, rows):
 
 @patch
 def after_step(self:AlignLoss):
+    "Step what the objectives learn themselves."
     own = [] if self.align is None else [p for p in self.align.parameters() if p.requires_grad]
     if not own or not any(p.grad is not None for p in own): return
     for p in own if _place()[1] > 1 else ():

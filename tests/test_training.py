@@ -160,6 +160,11 @@ TWO = textwrap.dedent('''
     import test_training as t
     from fastai.distributed import DistributedTrainer
     import fastai.distributed
+    def over_gloo(self, t, rank): # fastai's own moves the order of the batches through a GPU
+        t = torch.as_tensor(t)
+        torch.distributed.broadcast(t, rank)
+        return t.tolist() if t.ndim else t.item()
+    fastai.distributed.DistributedDL._broadcast = over_gloo
     from protoalign.refresh import ProtoLoss, ProtoRefresh
     calls = []
     class Counted(type(t.refit())):
