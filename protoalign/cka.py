@@ -54,13 +54,13 @@ def _combine(n, trace, k, l, debiased):
     k_rows, l_rows = k_rows - k_diag, l_rows - l_diag
     return (trace - k_diag @ l_diag + k_rows.sum()*l_rows.sum()/((n - 1)*(n - 2)) - 2/(n - 2)*(k_rows @ l_rows))/(n*(n - 3))
 
-# %% ../nbs/21_cka.ipynb #6fd7c407
+# %% ../nbs/21_cka.ipynb #bb3e62d5
 def _feature_trace(x, y):
     "||X'Y||² by blocks of features of x; for one side the upper triangle alone."
-    same, total = x is y, 0.
+    same, rows, total = x is y, max(x.rows, y.rows, key=len), 0.
     for c in _spans(x.d, BLOCK//y.d):
-        if same and c.stop - c.start == x.d: m = sum(o.T @ o for o in map(x.block, x.rows))
-        else: m = sum(x.block(r, c).T @ y.block(r, slice(c.start if same else 0, None)) for r in x.rows)
+        if same and c.stop - c.start == x.d: m = sum(o.T @ o for o in map(x.block, rows))
+        else: m = sum(x.block(r, c).T @ y.block(r, slice(c.start if same else 0, None)) for r in rows)
         total = total + (2*(m*m).sum() - (m[:, :len(m)]**2).sum() if same else (m*m).sum())
     return total
 
@@ -101,16 +101,18 @@ def hsic(
     zero = 0*a.diag
     return _combine(a.n, _trace(a, b), (zero, a.diag), (zero, b.diag), debiased)
 
-# %% ../nbs/21_cka.ipynb #971057b0
+# %% ../nbs/21_cka.ipynb #3a3887d8
 SAMPLE = 2000 # Stimuli whose distances give the median, where there are more
 
 def _median_square(side):
     "Median squared distance of two stimuli; of a random sample of `SAMPLE` stimuli, always the same, where there are more."
     x, xp = side.block(np.sort(np.random.default_rng(0).permutation(side.n)[:SAMPLE])), side.xp
-    i, j = (xp.asarray(o) for o in np.triu_indices(len(x), 1))
-    squares, products = xp.sum(x*x, axis=1), x @ x.T
-    ordered = xp.sort(squares[i] + squares[j] - 2*products[i, j])
-    return xp.clip((ordered[(len(i) - 1)//2] + ordered[len(i)//2])/2, 0, None)
+    i, j = (xp.asarray(o, device=device(x)) for o in np.triu_indices(len(x), 1))
+    diag, products = xp.sum(x*x, axis=1), x @ x.T
+    squares = diag[i] + diag[j] - 2*products[i, j]
+    ranks = [(len(i) - 1)//2, len(i)//2]
+    at = np.argpartition(squares.detach().cpu().numpy() if is_torch_array(x) else squares, ranks)[ranks]
+    return xp.clip((squares[int(at[0])] + squares[int(at[1])])/2, 0, None)
 
 def _rbf_kernel(side, fraction, width):
     "Rows of the kernel less its value at the median distance, as `_linear_kernel`; its diagonal."
@@ -120,7 +122,7 @@ def _rbf_kernel(side, fraction, width):
         return xp.exp(-xp.clip(square, 0, None)/width) - middle
     return block, 0*side.diag + (1 - middle)
 
-# %% ../nbs/21_cka.ipynb #962a04d9
+# %% ../nbs/21_cka.ipynb #53473333
 def _hsics(xs, ys, debiased, rbf=None):
     "HSIC of each x with each y, of each side with itself, and the size at which that is nothing but rounding."
     sides, n, m = [*xs, *ys], xs[0].n, len(xs)
@@ -138,13 +140,15 @@ def _hsics(xs, ys, debiased, rbf=None):
 
 def _batch(x, y, least):
     "Matrices with the same stimuli; large arrays of floats as they are, without a copy."
-    def large(o): return isinstance(o, np.ndarray) and o.ndim == 2 and o.dtype.kind == 'f' and o.size > WHOLE
-    if not (large(x) or large(y)): return paired(x, y, least)
-    x, y = (o if large(o) else as_matrix(o) for o in (x, y))
-    if is_torch_array(x) or is_torch_array(y) or len(x) != len(y): raise ValueError(f'give two arrays whose rows are the same stimuli on both sides, got {type(x).__name__} {tuple(x.shape)} and {type(y).__name__} {tuple(y.shape)}')
+    large = [isinstance(o, np.ndarray) and o.ndim == 2 and o.dtype.kind == 'f' and o.size > WHOLE for o in (x, y)]
+    if not any(large): return paired(x, y, least)
+    x, y = (o if l else as_matrix(o) for o, l in zip((x, y), large))
+    if is_torch_array(x) or is_torch_array(y): raise ValueError(f'give two arrays or two tensors, got {type(x).__name__} and {type(y).__name__}')
+    if len(x) != len(y): raise ValueError(f'rows must be the same stimuli on both sides, got shapes {x.shape} and {y.shape}')
+    if len(x) < least: raise ValueError(f'need at least {least} stimuli, got {len(x)}')
     return x, y
 
-# %% ../nbs/21_cka.ipynb #f679dec7
+# %% ../nbs/21_cka.ipynb #e4113afa
 class MinibatchCKA:
     "CKA from batches of stimuli, for one pair of systems or for all pairs of two named sets (Nguyen et al. 2021)."
     def __init__(self,
@@ -160,7 +164,9 @@ class MinibatchCKA:
         size, width = self.scales.get(key, (None, None))
         side = _Side(x, size)
         xp, width = side.xp, 2*self.fraction**2*_median_square(side) if width is None and self.kernel == 'rbf' else width
-        if self.kernel == 'rbf': width = xp.where(width > 0, width, float('inf'))
+        if self.kernel == 'rbf':
+            width = xp.where(width > 0, width, float('inf'))
+            if not bool(xp.isfinite(width)) and bool(xp.isfinite(side.scale)): warnings.warn('more than half of all pairs of stimuli are answered alike: their median distance is 0, and the RBF kernel has no width', stacklevel=4)
         if size is None and bool(xp.isfinite(side.scale)): self.scales[key] = side.scale, width
         return side, width
 
@@ -195,7 +201,7 @@ def _positive(h, size):
     "A system's HSIC with itself; NaN with a warning where it is zero but for rounding."
     xp = array_namespace(h)
     none = h <= 64*xp.finfo(h.dtype).eps*size
-    if bool(none): warnings.warn('a system to which all stimuli are equally alike has no CKA: the score is NaN', stacklevel=4)
+    if bool(none): warnings.warn('a system to which all stimuli (but one, at most) are equally alike has no CKA: the score is NaN', stacklevel=4)
     return xp.where(none, xp.asarray(float('nan'), dtype=h.dtype), h)
 
 # %% ../nbs/21_cka.ipynb #adc6f081

@@ -84,7 +84,7 @@ def works(quick):
         'rbf': (f'debiased RBF CKA, N = {n//4:,}, {d} × {d}, float64', lambda: rbf_ways(n//4, d, d), 1e-3, False),
         'matrix': (f'12 layers × 6 regions, N = {n//5:,}, {d} features each', lambda: matrix_ways(n//5, d, 12, 6), 1e-6, False),
         'large': (f'debiased linear CKA, N = {many:,}, {4*d:,} × {4*d:,}, float32 data', lambda: alone_ways(many, 4*d, 4*d), 1, True),
-        'large voxels': (f'debiased linear CKA, N = {many:,}, {d} × {voxels:,}, float32 data', lambda: alone_ways(many, d, voxels), 1, True),
+        'large voxels': (f'debiased linear CKA, N = {many:,}, {d} × {10*d:,}, float32 data', lambda: alone_ways(many, d, 10*d), 1, True),
     }
 
 
