@@ -61,21 +61,22 @@ def effective_rank(
     if not bool(xp.all(xp.isfinite(x))): return xp.sum(x) if is_torch_array(x) else float('nan')
     return entropy_rank(xp.linalg.svdvals(x))
 
-# %% ../nbs/23_dimensionality.ipynb #ec57dc1e
+# %% ../nbs/23_dimensionality.ipynb #e448167d
 def two_nn(
     x, # Responses, (n_stimuli, n_features), no two stimuli alike
     confidence: float=.95, # Of the interval
-) -> tuple: # (dimension, low, high). ValueError for fewer than 3 stimuli, or where two have the same response
+) -> tuple: # (dimension, low, high); infinite where all neighbours are equally far. ValueError for fewer than 3 stimuli, or where two have the same response
     "Intrinsic dimension from the two nearest neighbours (Facco et al. 2017; Denti et al. 2022)."
     x = as_matrix(x)
     x = x.detach().cpu().numpy() if is_torch_array(x) else x
     if len(x) < 3: raise ValueError(f'two neighbours need at least 3 stimuli, got a matrix of shape {x.shape}')
-    near = NearestNeighbors(n_neighbors=3).fit(x - x.mean(0)).kneighbors()[0][:, :2]
+    close = NearestNeighbors(n_neighbors=min(4, len(x) - 1)).fit(x - x.mean(0)).kneighbors(return_distance=False)
+    near = np.sort(np.linalg.norm(x[:, None] - x[close], axis=-1), axis=1)[:, :2]
     twins = np.flatnonzero(near[:, 0] <= 1e-9*near[:, 1].max())
     if len(twins): raise ValueError(f'{len(twins)} of {len(x)} stimuli have the response of another one (first rows: {twins[:5].tolist()}): leave copies out')
     n, total = len(x), np.log(near[:, 1]/near[:, 0]).sum()
-    low, high = gamma.ppf([(1 - confidence)/2, (1 + confidence)/2], n)/total
-    return float((n - 1)/total), float(low), float(high)
+    values = np.array([n - 1, *gamma.ppf([(1 - confidence)/2, (1 + confidence)/2], n)])
+    return tuple((values/total if total > 0 else np.full(3, np.inf)).tolist())
 
 # %% ../nbs/23_dimensionality.ipynb #4dd252c9
 def dimensionality(
