@@ -61,7 +61,7 @@ def effective_rank(
     if not bool(xp.all(xp.isfinite(x))): return xp.sum(x) if is_torch_array(x) else float('nan')
     return entropy_rank(xp.linalg.svdvals(x))
 
-# %% ../nbs/23_dimensionality.ipynb #e448167d
+# %% ../nbs/23_dimensionality.ipynb #d84b491f
 def two_nn(
     x, # Responses, (n_stimuli, n_features), no two stimuli alike
     confidence: float=.95, # Of the interval
@@ -71,7 +71,7 @@ def two_nn(
     x = x.detach().cpu().numpy() if is_torch_array(x) else x
     if len(x) < 3: raise ValueError(f'two neighbours need at least 3 stimuli, got a matrix of shape {x.shape}')
     close = NearestNeighbors(n_neighbors=min(4, len(x) - 1)).fit(x - x.mean(0)).kneighbors(return_distance=False)
-    near = np.sort(np.linalg.norm(x[:, None] - x[close], axis=-1), axis=1)[:, :2]
+    near = np.sort([np.linalg.norm(x - x[c], axis=1) for c in close.T], axis=0)[:2].T
     twins = np.flatnonzero(near[:, 0] <= 1e-9*near[:, 1].max())
     if len(twins): raise ValueError(f'{len(twins)} of {len(x)} stimuli have the response of another one (first rows: {twins[:5].tolist()}): leave copies out')
     n, total = len(x), np.log(near[:, 1]/near[:, 0]).sum()
