@@ -44,6 +44,14 @@ def test_ceilings_are_rsatoolbox():
         assert np.allclose([found.lower, found.upper], np.squeeze(theirs), atol=1e-6)
 
 
+def test_null_by_hand():
+    "Stimuli are permuted, rows and columns alike."
+    x, rdms = judged()
+    found, rng = judgement_alignment(x, rdms, metric='euclidean', n_permutations=20), np.random.default_rng(0)
+    null = [np.mean([spearmanr(pdist(x[o]), d)[0] for d in rdms]) for o in [np.arange(20)] + [rng.permutation(20) for _ in range(20)]]
+    assert found.null_high == pytest.approx(np.quantile(null, .95), abs=1e-12) and found.p == np.mean(null >= null[0] - 1e-12)
+
+
 def test_p_is_uniform_under_the_null():
     rng = np.random.default_rng(0)
     p = [judgement_alignment(rng.normal(size=(10, 3)), rng.normal(size=(3, 45)), n_permutations=99).p for _ in range(200)]
@@ -64,6 +72,8 @@ def test_label_scores_by_scipy():
     assert found['cross_entropy'] == pytest.approx(log_loss(choice, p[image], sample_weight=counts.ravel(), labels=range(6)), abs=1e-10)
     assert found['entropy_r'] == pytest.approx(spearmanr(entropy(p, axis=1), entropy(counts, axis=1))[0], abs=1e-10)
     assert found['image_r'] == pytest.approx(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, counts)]), abs=1e-10)
+    rest = [(np.delete(a, b.argmax()), np.delete(b, b.argmax())) for a, b in zip(p, counts)]
+    assert found['doubt_r'] == pytest.approx(np.mean([np.corrcoef(a, b)[0, 1] for a, b in rest if np.ptp(b)]), abs=1e-10)
     assert label_scores(torch.tensor(p), torch.tensor(counts)) == found
 
 

@@ -52,7 +52,7 @@ def test_auc_by_scikit_learn_and_by_sharedness():
     fitted = JointPrototypes(6, n_components_dnn=500, n_components_brain=500).fit(x, y)
     found = prototype_alignment(x, y, x_new, y_new, labels=fitted.labels_, n_permutations=50)
     table = sharedness(fitted, x_new, y_new, n_permutations=50)
-    assert np.allclose(found.table.auc, table.score, atol=1e-9) and np.allclose(found.table.p, table.p) and np.allclose(found.table.p_corrected, table.p_corrected)
+    assert np.allclose(found.table.auc, table.score, atol=1e-9) and np.allclose(found.table.p, table.p) and np.allclose(found.table.p_corrected, table.p_corrected) and np.allclose(found.table.null_high, table.null_high)
     theirs = cross_modal_agreement(fitted, x_new, y_new, n_permutations=50)
     assert found.kappa == pytest.approx(theirs['kappa']) and found.p == pytest.approx(theirs['p'])
     squared = [_squared(a, fitted.labels_, b, 6) for a, b in ((x, x_new), (y, y_new))]
@@ -131,6 +131,16 @@ def test_difference():
     assert (same.difference == 0).all() and not (same.p_corrected <= .05).any()
     grouped = alignment_difference(good, bad, 50, groups=np.arange(400)//2)
     assert (grouped.high - grouped.low > 0).all()
+
+
+def test_difference_of_equals():
+    "The same training responses, new ones with noise of their own: few small p values."
+    rng = np.random.default_rng(0)
+    def smallest(seed):
+        (x, y, x_new, y_new), concept, _ = both_new(n=60, seed=seed)
+        both = [prototype_alignment(x, y, x_new + 2*rng.normal(size=x_new.shape), y_new, labels=concept, n_permutations=5) for _ in range(2)]
+        return alignment_difference(*both, n_permutations=59).p_corrected.min()
+    assert np.mean([smallest(s) <= .05 for s in range(80)]) < .14
 
 
 @pytest.mark.parametrize('change, match', [
