@@ -139,7 +139,9 @@ def test_difference_of_equals():
     def smallest(seed):
         (x, y, x_new, y_new), concept, _ = both_new(n=60, seed=seed)
         both = [prototype_alignment(x, y, x_new + 2*rng.normal(size=x_new.shape), y_new, labels=concept, n_permutations=5) for _ in range(2)]
-        return alignment_difference(*both, n_permutations=59).p_corrected.min()
+        found, turned = (alignment_difference(*o, n_permutations=59) for o in (both, both[::-1]))
+        assert np.allclose(found.p, turned.p) and np.allclose(found.p_corrected, turned.p_corrected)
+        return found.p_corrected.min()
     assert np.mean([smallest(s) <= .05 for s in range(80)]) < .14
 
 
