@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from .data import as_matrix
+from .dimensionality import entropy_rank
 
 # %% ../nbs/30_reduce.ipynb #a7de3670
 def _gram_basis(a, k):
@@ -134,8 +135,7 @@ def effective_rank(
     pca: PCA, # Fitted PCA of one side
 ) -> float: # From 1 to the number of components
     "Number of directions in use, by the entropy of the singular values."
-    p = pca.singular_values_/pca.singular_values_.sum()
-    return float(np.exp(-(p*np.log(p)).sum()))
+    return entropy_rank(pca.singular_values_)
 
 # %% ../nbs/30_reduce.ipynb #4d18264f
 def projection_layer(
