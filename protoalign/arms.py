@@ -48,6 +48,7 @@ class Settings:
     joint: str=None # See `JointPrototypes`
     brain_weight: float=.5 # See `JointPrototypes`
     projection: str='refit' # See `Refit`
+    min_direction: float=2. # Standard errors from the mean from which a prototype counts, see `Refit`
     kmeans_seed: int=0 # Of the clustering, apart from the seed of the training
 
 def arm_lam(
@@ -65,7 +66,7 @@ def _refit(arm, stimuli, s, seed, provenance):
     weight = {'dnn_only': 0., 'brain_only': 1.}.get(arm, s.brain_weight)
     def given(acts, responses, n_prototypes, init, **joint): return control_prototypes(arm, acts, responses, stimuli.labels, n_prototypes, seed, **joint)
     return Refit(stimuli.x, control_responses(arm, stimuli.responses, seed), stimuli.ids, s.layer, s.grid, dict(provenance or {}, arm=arm, seed=seed),
-                 s.projection, s.K, given if arm in ('labels', 'random') else None, joint=s.joint, brain_weight=weight, random_state=s.kmeans_seed)
+                 s.projection, s.K, s.min_direction, given if arm in ('labels', 'random') else None, joint=s.joint, brain_weight=weight, random_state=s.kmeans_seed)
 
 def _objective(arm, stimuli, s, seed, n_units):
     "The objective of an arm without prototypes of its own."

@@ -135,6 +135,7 @@ def make_library(
     ids: list, # Their stimulus ids, in the order of the rows
     network=None, # The torch module that gave the activations, or its state dict, for its `weights_hash`
     data: tuple=None, # (activations, responses) that `joint` was fitted on, for their `data_hash`
+    min_direction: float=2., # Standard errors that a prototype must lie from the mean to have a direction, and weight 1 in the loss
     **provenance, # Where it came from, values that JSON can hold: dataset, subject, region, target, model, layer, licence, citation, shareable, ...
 ) -> PrototypeLibrary: # Ready to save, look at, or train with
     "Turn fitted joint prototypes into a library."
@@ -142,7 +143,7 @@ def make_library(
     if network is not None: known['weights_hash'] = weights_hash(network)
     if data is not None: known['data_hash'] = data_hash(ids, *data)
     return PrototypeLibrary(joint.prototypes_dnn_, joint.prototypes_brain_, joint.labels_, joint.distances_,
-        (joint.direction_dnn_ >= 2).astype(float), z.mean_, z.components_, r.mean_, r.components_, ids,
+        ((joint.direction_dnn_ >= min_direction) & (joint.counts_ > 0)).astype(float), z.mean_, z.components_, r.mean_, r.components_, ids,
         [f'prototype {k}' for k in range(joint.n_prototypes)], {**known, **provenance},
         joint.cluster_centers_, joint.joint_map_, (joint.scale_dnn_, joint.scale_brain_))
 

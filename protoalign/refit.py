@@ -55,6 +55,7 @@ class Refit:
         provenance=None, # What the library should remember, values that JSON can hold
         projection='refit', # PCA of the activations at each refresh: 'refit', or 'frozen' after the first
         n_prototypes=20, # K, or several
+        min_direction=2., # Standard errors from the mean from which a prototype counts, see `make_library`; 0 lets all count that have members
         make=None, # Function(activations, responses, n_prototypes=, init=, **joint) that returns fitted `JointPrototypes`; joint clustering if None
         **joint, # Other arguments of `JointPrototypes`
     ):
@@ -62,7 +63,8 @@ class Refit:
             raise ValueError(f'one response and one id for each stimulus, got {len(stimuli)} stimuli, {len(responses)} responses and {len(ids)} ids')
         if projection not in ('refit', 'frozen'): raise ValueError(f"projection is 'refit' or 'frozen', got {projection!r}")
         self.stimuli, self.responses, self.ids, self.layers, self.grid, self.provenance = stimuli, responses, tuple(map(str, ids)), _listed(layer), grid, provenance or {}
-        self.projection, self.make, self.joint, self.alone, self.fits, self.log = projection, make, joint, {}, {}, []
+        self.projection, self.min_direction, self.make, self.joint = projection, min_direction, make, joint
+        self.alone, self.fits, self.log = {}, {}, []
         self.heads = [(name, k) for name in self.layers for k in _listed(n_prototypes)]
 
     def activations(self, model):
@@ -97,7 +99,7 @@ def _fitted(self:Refit, head, acts, old):
 def _head(self:Refit, head, acts, old, model):
     joint = self._fitted(head, acts, old)
     self.alone[head] = joint.alone_
-    lib = make_library(joint, self.ids, model, **{'grid': self.grid, **self.provenance, 'layer': head[0]})
+    lib = make_library(joint, self.ids, model, min_direction=self.min_direction, **{'grid': self.grid, **self.provenance, 'layer': head[0]})
     if old is not None:
         lib = lib.renumber(match_labels(lib.assign, old.assign, len(lib), cdist(lib.p_r, old.p_r)))
         lib.names, lib.named_by = old.names, old.named_by
