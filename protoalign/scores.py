@@ -25,21 +25,23 @@ from .quality import noise_ceilings
 from .registry import MEASURES
 from .rsa import rdm, rsa_ceiling
 
-# %% ../nbs/39_scores.ipynb #df60b7a6
-def _plain(x):
-    x = as_matrix(x)
+# %% ../nbs/39_scores.ipynb #971ae7d4
+def _plain(x, name):
+    "A matrix in float64."
+    try: x = as_matrix(mean_repeats(x).values if isinstance(x, Responses) else x)
+    except ValueError as e: raise ValueError(f'{name}: {e}') from e
     return x.detach().cpu().numpy().astype(float) if is_torch_array(x) else x
 
 def _subjects(o):
     "One target's subjects: each a recording or a matrix."
     if isinstance(o, dict): return list(o.values())
-    return list(o) if isinstance(o, (list, tuple)) and len(o) and (isinstance(o[0], Responses) or np.ndim(o[0]) == 2) else [o]
+    return list(o) if isinstance(o, (list, tuple)) and (not len(o) or isinstance(o[0], Responses) or np.ndim(o[0]) == 2) else [o]
 
 def _inputs(activations, responses):
     "Layers {name: matrix}, targets {name: matrices of subjects} and {name: what was given}, all of the same stimuli."
     named = [o if isinstance(o, dict) else {'': o} for o in (activations, responses)]
-    layers, raw = {k: _plain(x) for k, x in named[0].items()}, {k: _subjects(o) for k, o in named[1].items()}
-    targets = {k: [_plain(mean_repeats(o).values if isinstance(o, Responses) else o) for o in subjects] for k, subjects in raw.items()}
+    layers, raw = {k: _plain(x, f'layer {k!r}') for k, x in named[0].items()}, {k: _subjects(o) for k, o in named[1].items()}
+    targets = {k: [_plain(o, f'target {k!r}') for o in subjects] for k, subjects in raw.items()}
     shapes = {**{f'layer {k!r}': [x.shape] for k, x in layers.items()}, **{f'target {k!r}': [y.shape for y in ys] for k, ys in targets.items()}}
     if len({s[0] for o in shapes.values() for s in o}) != 1 or not all(shapes.values()) or not layers or not targets:
         raise ValueError(f'rows must be the same stimuli everywhere, in at least one layer and one target; got shapes {shapes}')
@@ -227,7 +229,7 @@ def score(
                  for m, found in _rows(which, x, k, ys, recordings, folds, judged, groups, infer, ceilings, about)]
     return pd.DataFrame(rows)
 
-# %% ../nbs/39_scores.ipynb #6e0265b5
+# %% ../nbs/39_scores.ipynb #a368dffd
 def _plot_measure(ax, part, order):
     "One measure's curves, intervals and ceilings."
     for k, (target, rows) in enumerate(part.groupby('target', sort=False)):
@@ -250,5 +252,6 @@ def plot_layers(
         _plot_measure(ax, table[table['measure'] == name], order)
         ax.set_title(name)
     axes[0].set_ylabel('score')
-    if table['target'].astype(bool).any(): axes[-1].legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8)
+    named = {name: line for ax in axes for line, name in zip(*ax.get_legend_handles_labels())}
+    if named: axes[-1].legend(named.values(), named.keys(), loc='upper left', bbox_to_anchor=(1, 1), fontsize=8)
     return axes
