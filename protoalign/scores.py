@@ -108,7 +108,7 @@ def _ceiling(measure, *about):
     if measure.reliability: return _repeat_ceiling(measure, *about)
     raise ValueError('no ceiling is defined')
 
-# %% ../nbs/39_scores.ipynb #4c677de1
+# %% ../nbs/39_scores.ipynb #ca98534b
 class _Judged(NamedTuple):
     "What inference works on: the judged stimuli alone."
     x: np.ndarray # Activations
@@ -125,17 +125,17 @@ def _told(f):
         except ValueError as e: found, why = None, [str(e)]
     return found, [*(str(w.message) for w in said if issubclass(w.category, UserWarning)), *why]
 
-def _draw(judge, parts, left, right):
-    "A value under resampling; NaN where the measure refuses."
-    found, _ = _told(lambda: _value(judge, parts, left, right))
+def _draw(judge, parts, rows):
+    "A value of drawn stimuli; NaN where the measure refuses."
+    found, _ = _told(lambda: _value(judge, parts, rows, rows))
     return np.nan if found is None else found
 
 def _has_fast(measure): return bool(measure.rdms) and not measure.prepare and measure.rdms['method'] in ('spearman', 'pearson', 'cosine')
 
-# %% ../nbs/39_scores.ipynb #e7234bcf
+# %% ../nbs/39_scores.ipynb #38f20db2
 def _bootstrap(measure, o, n_draws, over, confidence, seed):
     about = dict(groups=o.groups, confidence=confidence)
-    value = lambda rows: _draw(measure.judge, o.parts, rows, rows)
+    value = lambda rows: _draw(measure.judge, o.parts, rows)
     if _has_fast(measure): found = bootstrap_rsa(o.x, o.ys, over, n_draws, random_state=seed, **measure.rdms, **about)
     elif over != 'stimuli': raise ValueError(f'no interval: only RSA by Spearman, Pearson or cosine is drawn over {over}')
     elif measure.rows: found = bootstrap_score(value, len(o.x), n_draws, random_state=seed, **about)
@@ -146,7 +146,7 @@ def _bootstrap(measure, o, n_draws, over, confidence, seed):
 def _permutation(measure, o, n_draws, seed):
     if measure.alone: raise ValueError('no test: one system has no pairing to permute')
     about, rows = dict(groups=o.groups, random_state=seed), np.arange(len(o.x))
-    value = lambda left, right: _draw(measure.judge, o.parts, left, right)
+    value = lambda left, right: _value(measure.judge, o.parts, left, right)
     if _has_fast(measure): found = permutation_rsa(o.x, o.ys, n_draws, **measure.rdms, **about)
     elif measure.judge is linear_cka and len(o.ys) == 1: found = permutation_cka(o.x, o.ys[0], n_draws, **about)
     else: found = permutation_test(value, rows, rows, n_draws, blocks=o.folds if measure.prepare else None, **about)

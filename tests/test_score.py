@@ -4,11 +4,12 @@ import pytest
 
 from protoalign.bootstrap import bootstrap_rsa, jackknife_score
 from protoalign.cka import linear_cka, rbf_cka
-from protoalign.data import Responses, Split, mean_repeats, planted_world
+from protoalign.data import Responses, Split, mean_repeats, planted_world, select
 from protoalign.dimensionality import effective_rank, participation_ratio
 from protoalign.encoding import encoding_cv, encoding_score
 from protoalign.inference import permutation_cka, permutation_rsa
 from protoalign.prototype_alignment import prototype_alignment
+from protoalign.quality import noise_ceilings
 from protoalign.registry import MEASURES, Measure
 from protoalign.rsa import rdm, rsa, rsa_ceiling
 from protoalign.score import score_layer
@@ -36,6 +37,7 @@ def test_values_on_a_split():
                   participation_ratio=participation_ratio(a), effective_rank=effective_rank(a))
     direct.update(rsa_spearman=direct['rsa'], cka_debiased=direct['cka'], encoding_r2=direct['encoding'])
     assert set(direct) == set(MEASURES) and found.to_dict() == pytest.approx(direct, abs=1e-10)
+    for side in (1, -1): assert values(*(x, y)[::side], 'procrustes', (FIT, NEW)).item() == pytest.approx(heldout_procrustes(*(o[rows] for rows in (FIT, NEW) for o in (x, y)[::side])), abs=1e-10)
     assert values(x, y, ['rsa'], Split(FIT, np.arange(0), NEW)).item() == direct['rsa']
 
 
@@ -128,6 +130,8 @@ def test_ceilings_of_repeats_are_what_a_perfect_model_reaches():
         bounds.append(table['ceiling_high'])
         reached.append([np.mean(1 - ((mean - y)[new]**2).sum(0)/((mean[new] - mean[:80].mean(0))**2).sum(0)), np.mean([np.corrcoef(mean[new, v], y[new, v])[0, 1] for v in range(7)])])
         assert table['ceiling_low'].isna().all()
+        theirs = noise_ceilings(select(recorded(y, 99 + s), [f's{i}' for i in range(80, 120)]))
+        assert np.allclose(table['ceiling_high'], [theirs.explainable_variance.mean(), np.sqrt(theirs.noise_ceiling).mean()])
     gap = np.array(bounds) - reached
     assert (abs(gap.mean(0)) < .015).all(), gap.mean(0)
 
@@ -181,7 +185,7 @@ def test_permutation_is_that_of_its_page():
 def test_p_values_of_fitted_measures():
     "Uniform where nothing is shared, small where something is."
     names = ['encoding_r', 'procrustes', 'prototype_alignment']
-    found = np.array([score(*world(40, s, carriers=()), names, inference='permutation', n_draws=39, n_folds=4, n_prototypes=4)['p'] for s in range(40)])
+    found = np.array([score(*world(42, s, carriers=()), names, inference='permutation', n_draws=39, n_folds=4, n_prototypes=4)['p'] for s in range(40)])
     assert (abs(found.mean(0) - .51) < 4*.29/40**.5).all(), found.mean(0)
     assert (score(*world(80), names, inference='permutation', n_draws=99, n_prototypes=5)['p'] <= .02).all()
 
