@@ -186,7 +186,7 @@ class ProtoLoss(AlignLoss):
         self.libraries, self.objectives = libraries, objectives
         if self.align is not None: self.align.set_objectives(objectives)
 
-# %% ../nbs/42_refresh.ipynb #c7bfc008
+# %% ../nbs/42_refresh.ipynb #b001b4c9
 @patch
 def _layer_of(self:ProtoLoss, lib):
     if self.stimuli is not None and len(self.stimuli) != len(lib.ids):
@@ -197,6 +197,7 @@ def _layer_of(self:ProtoLoss, lib):
 
 @patch
 def term(self:ProtoLoss):
+    "The same, at the temperature of the moment."
     for head in self.align.heads.modules():
         if isinstance(head, PrototypeObjective): head.tau = _now(self.tau, self.pct_train)
     return AlignLoss.term(self)

@@ -15,6 +15,7 @@ from .cka import linear_cka
 from .data import paired
 from .encoding import fit_encoding, score_encoding
 from .joint import cluster_means, kmeans_labels
+from .layer_sweep import _inner_folds
 from .reduce import fit_pca
 from .rsa import rsa
 
@@ -68,10 +69,12 @@ def score_layer(
     n_groups: int=20, # Groups for `proto_agreement`
     rotated: bool=False, # Responses whose axes are arbitrary, see `Responses`
     groups: BrainGroups=None, # Clusters of `y_train`, to be shared by several layers; `n_groups` made here if None
-) -> dict: # {part: {metric: value}} for the metrics of `METRICS` that a layer has
+    content_groups: list=None, # Content group of each training stimulus, (n_train,): penalties are chosen by folds of groups; each a group of its own if None
+) -> dict: # {part: {metric: value}} for the metrics of `METRICS` that a layer has; ValueError for unequal stimuli
     "Alignment, predictivity and prototype agreement of one layer on held-out stimuli."
     x_train, y_train = (np.asarray(o, dtype=float) for o in paired(x_train, y_train, min_stimuli=4))
-    model, scores = fit_encoding(x_train, y_train), {}
+    if content_groups is not None and len(content_groups) != len(y_train): raise ValueError(f'{len(content_groups)} content groups for {len(y_train)} training stimuli: one for each')
+    model, scores = fit_encoding(x_train, y_train, **({} if content_groups is None else _inner_folds(np.asarray(content_groups)))), {}
     groups = groups or BrainGroups(y_train, min(n_groups, len(y_train)))
     for part, (x, y) in held_out.items():
         x, y = (np.asarray(o, dtype=float) for o in paired(x, y, min_stimuli=4))
