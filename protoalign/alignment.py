@@ -51,11 +51,15 @@ class AlignmentLoss(nn.Module):
 
 # %% ../nbs/42_alignment.ipynb #ac612e87
 class NoGradient(ValueError):
-    "The layer lies in a part of the network that is frozen."
+    "No gradient reaches a layer, because everything up to it is frozen."
+    layer = None
 
 def _objective(heads, layer, h, rows):
     if not heads: raise ValueError(f'there is no library yet at layer {layer!r}: give one, or add ProtoRefresh')
-    if torch.is_grad_enabled() and not h.requires_grad: raise NoGradient(f'no gradient reaches layer {layer!r}: unfreeze it or a layer before it')
+    if torch.is_grad_enabled() and not h.requires_grad:
+        error = NoGradient(f'no gradient reaches layer {layer!r}: unfreeze it or a layer before it')
+        error.layer = layer
+        raise error
     return torch.stack([head(h, rows) for head in heads]).mean()
 
 @patch

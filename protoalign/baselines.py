@@ -202,6 +202,6 @@ BASELINES = pd.DataFrame([
     _row('dnn_only', 'prototypes of the network alone', 'control; cf. Caron et al. 2018', False, False, True, 'page controls: K-means of the activations'),
     _row('brain_only', 'prototypes of the brain alone', 'control', True, False, True, 'page controls: K-means of the responses'),
     _row('labels', 'means of the classes', 'control; cf. Snell et al. 2017', False, True, True, 'page controls: class means'),
-    _row('random', 'random directions, random members', 'control', False, False, False, 'page controls: counts, chance agreement'),
+    _row('random', 'random directions and members, as many as joint prototypes have', 'control', False, False, False, 'page controls: counts, chance agreement'),
     _row('(not built)', 'named in the proposal', '"Johnson & Lee, 2023": could not be identified', False, False, False, 'nothing to verify'),
 ]).set_index('arm')

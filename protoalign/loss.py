@@ -75,5 +75,7 @@ class PrototypeObjective(nn.Module):
     ) -> Tensor: # Scalar, nats; ValueError for another number of units
         if h.ndim != 2 or h.shape[1] != self.projection.in_features:
             raise ValueError(f'the layer has {h.shape[-1]} pooled units, the library was made from {self.projection.in_features}: same layer, same grid?')
+        if rows.device.type == 'cpu' and len(rows) and not (-1 <= int(rows.min()) and int(rows.max()) < self.n_rows):
+            raise ValueError(f'rows go from 0 to {self.n_rows - 1}, and -1 for none; got {int(rows.min())} to {int(rows.max())}')
         with torch.autocast(h.device.type, enabled=False):
             return proto_loss(self.projection(h.to(self.p_z.dtype)), self.p_z, self.assign[rows], self.tau, self.weights)

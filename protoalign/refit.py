@@ -24,12 +24,12 @@ from .reduce import effective_rank
 def frozen_pca(
     library: PrototypeLibrary, # Library whose projection stays
     x: np.ndarray, # Activations as they now are, (n_stimuli, n_units)
-) -> PCA: # With the library's mean and components, and the variances of `x` along them
-    "The projection of an earlier library as a fitted PCA."
+) -> PCA: # With the library's components, and the mean of `x` and its variances along them
+    "The directions of an earlier library as a fitted PCA."
     pca = PCA(len(library.components_z))
-    pca.mean_, pca.components_ = library.mean_z.astype(float), library.components_z.astype(float)
+    pca.mean_, pca.components_ = x.mean(0, dtype=float), library.components_z.astype(float)
     z, (n, total) = (x - pca.mean_) @ pca.components_.T, (len(x), x.var(0, ddof=1).sum())
-    spread = np.linalg.svd(z - z.mean(0), compute_uv=False)
+    spread = np.linalg.svd(z, compute_uv=False)
     pca.explained_variance_, pca.singular_values_ = z.var(0, ddof=1), spread
     pca.explained_variance_ratio_ = pca.explained_variance_/total
     pca.noise_variance_ = max(total - pca.explained_variance_.sum(), 0)/max(min(x.shape) - len(pca.components_), 1)
@@ -37,7 +37,7 @@ def frozen_pca(
     return pca
 
 class FrozenPrototypes(JointPrototypes):
-    "Joint prototypes that use the projection of `frozen`, an earlier library, for the activations."
+    "Joint prototypes that use the directions of `frozen`, an earlier library, for the activations."
     frozen = None
     def _dnn_pca(self, X, before): return super()._dnn_pca(X, before) if self.frozen is None else frozen_pca(self.frozen, X)
 
@@ -62,6 +62,7 @@ class Refit:
         if not len(stimuli) == len(responses) == len(ids):
             raise ValueError(f'one response and one id for each stimulus, got {len(stimuli)} stimuli, {len(responses)} responses and {len(ids)} ids')
         if projection not in ('refit', 'frozen'): raise ValueError(f"projection is 'refit' or 'frozen', got {projection!r}")
+        if projection == 'frozen' and make is not None: raise ValueError("projection='frozen' is for joint clustering: what `make` returns has a projection of its own")
         self.stimuli, self.responses, self.ids, self.layers, self.grid, self.provenance = stimuli, responses, tuple(map(str, ids)), _listed(layer), grid, provenance or {}
         self.projection, self.min_direction, self.make, self.joint = projection, min_direction, make, joint
         self.alone, self.fits, self.log = {}, {}, []
@@ -78,12 +79,21 @@ class Refit:
     ): # A library, or a list of them where there are several layers or K; `log` has a row for each
         "Prototypes of the network as it now is."
         acts, like = self.activations(model) if acts is None else acts, [None]*len(self.heads) if like is None else _listed(like)
-        if len(like) != len(self.heads): raise ValueError(f'need the previous library of each of {self.heads}, got {len(like)}')
+        self._check_like(like)
         self.log, libs = [], []
         for head, old in zip(self.heads, like): libs.append(self._head(head, acts[head[0]], old, model))
         return libs if len(libs) > 1 else libs[0]
 
 # %% ../nbs/42_refit.ipynb #70767fdb
+@patch
+def _check_like(self:Refit, like):
+    "ValueError where previous libraries are not of these stimuli, layers and K."
+    if len(like) != len(self.heads): raise ValueError(f'need the previous library of each of {self.heads}, got {len(like)}')
+    for (layer, k), old in zip(self.heads, like):
+        if old is None: continue
+        if old.ids != self.ids or self.make is None and len(old) != k:
+            raise ValueError(f'the previous library has {len(old)} prototypes of {len(old.ids)} stimuli, this one needs {k} of the same {len(self.ids)}, in the same order')
+
 @patch
 def _fitted(self:Refit, head, acts, old):
     "Fitted prototypes of one layer and K."

@@ -16,6 +16,7 @@ import torch
 with warnings.catch_warnings():
     warnings.filterwarnings('ignore', message='.*torch.jit.script.*') # fastai still uses it, and says so at import
     from fastai.callback.core import Callback
+    from fastai.callback.tracker import TrackerCallback
     from fastai.callback.training import SkipToEpoch
     from fastai.torch_core import no_random
 from fastcore.basics import patch
@@ -35,6 +36,10 @@ def _stimulus_batches(n, batch_size, seed):
         for batch in torch.randperm(n, generator=generator).split(batch_size): yield batch
 
 def _now(value, progress): return float(value(progress)) if callable(value) else value
+
+def _check_lam(value):
+    if not value >= 0: raise ValueError(f'lam must be at least 0, got {value}; to push away from a prototype, give it a negative weight')
+    return value
 
 def _place():
     "Number of this process, and how many there are."
@@ -64,15 +69,17 @@ class AlignLoss(Callback):
         seed=0, # Of the second stream's batches
         each=1, # A batch of stimuli after every `each`-th task batch
         head_lr=1e-3, # Learning rate of what the objectives learn themselves
+        gradients=False, # Measure the length of the task's and the term's gradient once an epoch
         bank=False, # Keep each stimulus's latest activations, for `ProtoRefresh(source='bank')`
     ):
         self.layers, self.objectives, self.grid = list(objectives), objectives, grid
         self.lam = lam if isinstance(lam, dict) else dict.fromkeys(objectives, lam)
-        for v in self.lam.values():
-            if not callable(v) and not v >= 0: raise ValueError(f'lam must be at least 0, got {v}; to push away from a prototype, give it a negative weight')
+        if not set(self.lam) <= set(self.layers): raise ValueError(f'lam names layers without objectives: {sorted(set(self.lam) - set(self.layers))}; objectives stand at {self.layers}')
+        for v in self.lam.values(): _check_lam(0. if callable(v) else v)
         if each < 1: raise ValueError(f'each is a number of batches, at least 1, got {each}')
+        if bank and stimuli is None and type(self) is AlignLoss: raise ValueError('a bank in one stream needs a library, which says how many stimuli there are: use ProtoLoss')
         self.stimuli, self.batch_size, self.seed, self.each, self.head_lr = stimuli, batch_size, seed, each, head_lr
-        self.with_bank, self.bank, self.open, self.align, self.losses, self.log = bank, {}, ExitStack(), None, [], []
+        self.with_bank, self.bank, self.open, self.align, self.losses, self.log, self.gradients = bank, {}, ExitStack(), None, [], [], gradients
 
     def before_fit(self):
         "Stand at the layers, whatever an interrupted fit may have left there."
@@ -81,35 +88,55 @@ class AlignLoss(Callback):
         self.align.note = self._note if self.with_bank else None
         if self.stimuli is None: self.align.kept = self.open.enter_context(capture(bare(self.model), self.layers, self.grid))
         else: self.batches = _stimulus_batches(len(self.stimuli), self.batch_size, self.seed + 1_000_003*_place()[0])
-        self.losses, self.log, self.frozen, self.head_opt, self.bank, self.drawn = [], [], False, None, {}, 0
+        self.losses, self.log, self.frozen, self.head_opt, self.bank, self.drawn, self.seen = [], [], set(), None, {}, 0, 0
 
     @property
     def n_rows(self): return len(self.stimuli)
 
-    def after_fit(self): self.open.close()
+    def after_fit(self):
+        self.open.close()
+        self.batches = None
 
     def before_epoch(self):
         if not _skipped(self): self.losses.append([])
 
     def before_batch(self):
-        if self.stimuli is None: self.learn.yb, self.rows = self.yb[:-1], self.yb[-1]
+        if self.stimuli is not None: return
+        if len(self.yb) > 1: self.learn.yb, self.rows = self.yb[:-1], self.yb[-1]
+        elif self.training: raise ValueError('one stream needs the row of each stimulus as the last element of a batch: (image, label, row); or give the stimuli, for two streams')
+
+    def after_train(self):
+        "Numbers instead of tensors, once an epoch."
+        if self.losses: self.losses[-1] = [float(o) for o in self.losses[-1]]
+        self.log = [{k: float(v) for k, v in row.items()} for row in self.log]
 
 # %% ../nbs/42_refresh.ipynb #2a477206
 @patch
 def after_loss(self:AlignLoss):
     "Add the term to what is differentiated."
     if not self.training: return
-    self.align.lam = {k: _now(v, self.pct_train) for k, v in self.lam.items()}
-    if self.frozen or not any(self.align.lam.values()) or self.stimuli is not None and self.iter % self.each: return
+    self.align.lam, self.seen = {k: 0. if k in self.frozen else _check_lam(_now(v, self.pct_train)) for k, v in self.lam.items()}, self.seen + 1
+    if not any(self.align.lam.values()) or self.stimuli is not None and (self.seen - 1) % self.each: return
     try: loss = self.term()
-    except NoGradient as e:
-        if not getattr(self.opt, 'frozen_idx', 0): raise
-        self.frozen = True
-        return warnings.warn(f'{e}. The optimiser is frozen up to group {self.opt.frozen_idx}: this fit trains without the alignment term')
+    except NoGradient as e: return self._leave_out(e)
+    if self.gradients and not self.losses[-1]: self._compare_gradients(loss)
     row = {'epoch': self.epoch + self.iter/self.n_iter, 'task': self.loss_grad.detach(), **{f'lam {k}': v for k, v in self.align.lam.items()}, **self.align.last}
     self.log.append(row)
-    self.losses[-1].append(torch.stack(list(self.align.last.values())).mean())
+    self.losses[-1].append(torch.stack([v for k, v in self.align.last.items() if k in self.align.layers]).mean())
     self.learn.loss_grad = self.loss_grad + loss
+
+@patch
+def _leave_out(self:AlignLoss, error):
+    "A frozen layer waits; one that can never learn is an error."
+    if not getattr(self.opt, 'frozen_idx', 0): raise error
+    self.frozen.add(error.layer)
+    warnings.warn(f'{error}. The optimiser is frozen up to group {self.opt.frozen_idx}: this fit trains without the alignment term at that layer')
+
+@patch
+def _compare_gradients(self:AlignLoss, loss):
+    params = [p for p in self.model.parameters() if p.requires_grad]
+    def length(of): return torch.stack([g.norm() for g in torch.autograd.grad(of, params, retain_graph=True, allow_unused=True) if g is not None]).norm().detach()
+    self.align.last |= {'gradient of the task': length(self.loss_grad), 'gradient of the term': length(loss)}
 
 @patch
 def term(self:AlignLoss):
@@ -134,12 +161,14 @@ def _note(self:AlignLoss, activations, rows):
 @patch
 def after_step(self:AlignLoss):
     "Step what the objectives learn themselves."
-    own = [] if self.align is None else [p for p in self.align.parameters() if p.requires_grad]
-    if not own or not any(p.grad is not None for p in own): return
+    own = [] if self.align is None else [p for p in self.align.parameters() if p.requires_grad and p.grad is not None]
+    if not own: return
     for p in own if _place()[1] > 1 else ():
         torch.distributed.all_reduce(p.grad)
         p.grad /= _place()[1]
-    self.own_optimiser().step()
+    scale = getattr(getattr(self.learn, 'mixed_precision', None), 'scaler', None)
+    for p in own if scale is not None and scale.is_enabled() else (): p.grad /= scale.get_scale()
+    if all(torch.isfinite(p.grad).all() for p in own): self.own_optimiser().step()
     self.own_optimiser().zero_grad()
 
 @patch
@@ -167,8 +196,15 @@ class ProtoLoss(AlignLoss):
         layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
         super().__init__(dict.fromkeys(layers, ()), lam, grid, stimuli, batch_size, seed, **other)
         if not callable(tau) and not tau > 0: raise ValueError(f'tau must be positive, got {tau}')
-        self.tau, self.weights, self.more, self.libraries = tau, weights, more or {}, []
+        self.tau, self.weights, self.more, self.libraries, self.given = tau, weights, more or {}, [], library
+        if not set(self.more) <= set(layers): raise ValueError(f'more names layers where the loss does not stand: {sorted(set(self.more) - set(layers))}')
         if library is not None: self.set_library(library)
+
+    def before_fit(self):
+        "Start from the prototypes that were given, not from those of an earlier fit."
+        if self.given is not None: self.set_library(self.given)
+        else: self.libraries, self.objectives = [], dict.fromkeys(self.layers, ())
+        super().before_fit()
 
     @property
     def library(self): return self.libraries[0] if self.libraries else None
@@ -180,6 +216,7 @@ class ProtoLoss(AlignLoss):
         "Use these prototypes from now on: a `PrototypeLibrary`, or a list of them. A library stands at the layer that its provenance names, at the only one if it names none."
         libraries = [library] if isinstance(library, PrototypeLibrary) else list(library)
         weights = self.weights if isinstance(self.weights, (list, tuple)) and len(libraries) > 1 else [self.weights]*len(libraries)
+        if len(weights) != len(libraries): raise ValueError(f'need the weights of each of {len(libraries)} libraries, got {len(weights)}')
         objectives = {layer: [] for layer in self.layers}
         for lib, w in zip(libraries, weights): objectives[self._layer_of(lib)].append(PrototypeObjective(lib, _now(self.tau, 0.), w))
         for layer, other in self.more.items(): objectives[layer] += other if isinstance(other, list) else [other]
@@ -216,7 +253,7 @@ def _from_first(make):
 
 class ObjectiveRefresh(Callback):
     "Show objectives that have a `refresh` of their own the clean activations, at epochs 0, `every`, 2 × `every`, ..."
-    order = AlignLoss.order - 1
+    order = AlignLoss.order - .5
     def __init__(self,
         stimuli, # Prepared training stimuli in the order of the rows
         every=5, # Epochs from one refresh to the next; 0 for never again
@@ -228,7 +265,9 @@ class ObjectiveRefresh(Callback):
     def due(self): return not _skipped(self) and (not self.epoch or bool(self.every) and self.epoch % self.every == 0)
 
     def before_epoch(self):
-        align = next(o for o in (getattr(self.learn, name, None) for name in ('align_loss', 'proto_loss')) if o is not None).align
+        loss = next((o for o in self.learn.cbs if isinstance(o, AlignLoss)), None)
+        if loss is None: raise ValueError('ObjectiveRefresh refreshes the objectives of AlignLoss or ProtoLoss: add one of them')
+        align = loss.align
         moving = [(layer, o) for layer, heads in zip(align.layers, align.heads) for o in heads if hasattr(o, 'refresh')]
         if not moving or not self.due(): return
         with no_random():
@@ -237,14 +276,16 @@ class ObjectiveRefresh(Callback):
 
 class ProtoRefresh(ObjectiveRefresh):
     "Recompute the prototypes from the network as it now is, at epochs 0, `every`, 2 × `every`, ..."
+    order = AlignLoss.order - 1
     def __init__(self,
         refit, # Called with (model, like=previous library), returns a library or several; see `Refit`
         every=5, # Epochs from one refresh to the next; 0 for never again
         source='clean', # 'clean' pass through the stimuli, or memory 'bank'
+        alert=.5, # Warn where a refresh reports a churn, or a share of stimuli in one cluster, above this
     ):
         super().__init__(None, every)
         if source not in ('clean', 'bank'): raise ValueError(f"source is 'clean' or 'bank', got {source!r}")
-        self.refit, self.source, self.history = refit, source, []
+        self.refit, self.source, self.history, self.alert = refit, source, [], alert
 
     def before_fit(self):
         self.history = []
@@ -257,6 +298,9 @@ class ProtoRefresh(ObjectiveRefresh):
         loss.set_library(made)
         self.history += [dict(epoch=self.epoch, **row) for row in log]
         self.learn.recorder.refreshes = self.history
+        for row in log:
+            for what in ('churn', 'largest'):
+                if row.get(what, 0) > self.alert: warnings.warn(f'refresh at epoch {self.epoch}, layer {row["layer"]}, K {row["K"]}: {what} is {row[what]:.2f}, above {self.alert:g}; are the prototypes about the stimuli any more?')
 
 # %% ../nbs/42_refresh.ipynb #a0174fa4
 @patch
