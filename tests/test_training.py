@@ -1,5 +1,5 @@
 "The callbacks inside what engineers already use: accumulation, 16 bits, freezing, saving, stopping, two processes."
-import copy, json, os, socket, subprocess, sys, textwrap, warnings
+import json, os, pickle, socket, subprocess, sys, textwrap, warnings
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from protoalign.datasets import load
 from protoalign.loss import PrototypeObjective
 from protoalign.refit import Refit
 from protoalign.refresh import AlignLoss, ObjectiveRefresh, ProtoLoss, ProtoRefresh
+from protoalign.resume import Checkpoint
 
 DIGITS = load('digits')
 X, Y = torch.tensor(DIGITS.stimuli[:400].reshape(-1, 64)/16, dtype=torch.float32), torch.tensor(DIGITS.labels[:400])
@@ -129,7 +130,7 @@ def test_saving_and_stopping(tmp_path):
 def test_a_head_learns_beside_the_network():
     objective = ResponseRegression(BRAIN, 40)
     learn = train([AlignLoss({'1': objective}, lam=1.), ObjectiveRefresh(X, every=0)], epochs=3)
-    errors = torch.stack([torch.stack(e).mean() for e in learn.align_loss.losses])
+    errors = [float(np.mean(e)) for e in learn.align_loss.losses]
     before = objective.weight.detach().clone()
     learn2 = train([AlignLoss({'1': ResponseRegression(BRAIN, 40)}, lam=1., head_lr=1e-9), ObjectiveRefresh(X, every=0)], epochs=3)
     assert errors[-1] < errors[0] and not torch.equal(before, list(learn2.align_loss.align.heads[0])[0].weight)
@@ -141,6 +142,83 @@ def test_prototypes_with_cka_beside_them():
     assert [type(o).__name__ for o in heads] == ['PrototypeObjective', 'CKALoss'] and 0 < float(row['1']) < 3
 
 
+def test_every_mth_batch_counts_over_epochs():
+    "Twenty is more than the eight batches of an epoch: over five epochs, two passes, not five."
+    learn = train([ProtoLoss(LIBRARY, '1', stimuli=X, each=20)], epochs=5, with_rows=False)
+    assert len(learn.proto_loss.log) == 2
+
+
+def test_an_overflow_does_not_kill_the_head():
+    "What the objectives learn themselves skips a step whose gradient is not finite, as the network's optimiser does under a scaler."
+    class Overflow(Callback):
+        order = AlignLoss.order + 1
+        def before_step(self):
+            if self.iter == 3:
+                for p in self.align_loss.align.parameters():
+                    if p.grad is not None: p.grad.fill_(float('inf'))
+    learn = train([AlignLoss({'1': ResponseRegression(BRAIN, 40)}, lam=1.), ObjectiveRefresh(X, every=0), Overflow()], epochs=1)
+    assert all(torch.isfinite(p).all() for p in learn.align_loss.align.parameters()) and torch.isfinite(bits(learn)).all()
+
+
+def test_objectives_beside_prototypes_in_any_order_of_callbacks():
+    for turned in (False, True):
+        cbs = [ProtoLoss(None, '1', more={'1': ResponseRegression(BRAIN, 40)}), ProtoRefresh(refit(), every=0), ObjectiveRefresh(X, every=0)]
+        learn = train(cbs[::-1] if turned else cbs, epochs=1)
+        assert learn.proto_loss.align.heads[0][1].weight.abs().sum() > 0
+
+
+class Kill(Callback):
+    order = 30
+    def __init__(self, epoch): self.at = epoch
+    def after_batch(self):
+        if self.training and self.epoch == self.at and self.iter == 4: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('extra', ['save and stop', 'accumulate', 'two terms'])
+def test_resumed_with_company(extra, tmp_path):
+    "Checkpoint beside what engineers already use: the resumed run is the unbroken one."
+    def cbs(where):
+        pull = [ProtoLoss(None, '1', lam=1.), ProtoRefresh(refit(), every=2)]
+        if extra == 'two terms': pull = [ProtoLoss(None, '1', lam=1., stimuli=X), ProtoRefresh(refit(), every=2), AlignLoss({'2': CKALoss(BRAIN)}, stimuli=X)]
+        if extra == 'accumulate': return [*pull, GradientAccumulation(150)]
+        if extra == 'save and stop': return [*pull, SaveModelCallback(monitor='accuracy', fname=f'best-{where}'), EarlyStoppingCallback(monitor='accuracy', patience=9)]
+        return pull
+    how = dict(epochs=4, with_rows=extra != 'two terms', metrics=accuracy, path=tmp_path)
+    whole = train(cbs('whole'), **how)
+    with pytest.raises(KeyboardInterrupt): train([*cbs('parts'), Checkpoint(tmp_path/'state.pt'), Kill(2)], **how)
+    torch.rand(5)
+    parts = train([*cbs('parts'), Checkpoint(tmp_path/'state.pt')], **how)
+    assert torch.equal(bits(whole), bits(parts)) and len(parts.recorder.values) == 4
+    assert [list(map(float, v)) for v in parts.recorder.values] == [list(map(float, v)) for v in whole.recorder.values]
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    pull = lambda **o: [ProtoLoss(None, '1', **o), ProtoRefresh(refit(), every=1), Checkpoint(tmp_path/'state.pt')]
+    train(pull(lam=1.), epochs=1)
+    for other in (dict(lam=.5), dict(lam=1., stimuli=X)):
+        with pytest.raises(ValueError, match='holds another training'): train(pull(**other), epochs=1, with_rows='stimuli' not in other)
+
+
+def test_each_fit_of_a_learner_has_its_own_checkpoint(tmp_path):
+    with no_random(0):
+        learn = learner([ProtoLoss(None, '1', lam=1.), ProtoRefresh(refit(), every=1), Checkpoint(tmp_path/'state.pt')])
+        with learn.no_logging(), learn.no_bar():
+            learn.lr_find(num_it=10, show_plot=False)
+            assert not (tmp_path/'state.pt').exists()
+            learn.fit(2, 1e-2)
+            after = bits(learn)
+            learn.fit(1, 1e-2)
+    assert sorted(p.name for p in tmp_path.glob('state*')) == ['state.fit1.pt', 'state.pt'] and not torch.equal(after, bits(learn))
+    assert len(learn.proto_loss.log) == 8
+
+
+def test_callbacks_can_be_pickled_after_training():
+    "As `learn.export` does; only the Learner's own users can say whether their data can."
+    learn = train([ProtoLoss(None, '1', stimuli=X), ProtoRefresh(refit(), every=0)], epochs=1, with_rows=False)
+    for cb in (learn.proto_loss, learn.proto_refresh):
+        assert pickle.dumps({k: v for k, v in vars(cb).items() if k != 'learn'})
+
+
 def test_bad_input_before_any_work():
     for bad, match in ((dict(lam=-1), 'lam must be at least 0'), (dict(tau=0), 'tau must be positive'), (dict(each=0), 'each is a number of batches')):
         with pytest.raises(ValueError, match=match): ProtoLoss(LIBRARY, '1', **bad)
@@ -148,6 +226,12 @@ def test_bad_input_before_any_work():
     with pytest.raises(ValueError, match="source is 'clean' or 'bank'"): ProtoRefresh(refit(), source='disk')
     with pytest.raises(ValueError, match='second stream has 10 stimuli, the library 400'): ProtoLoss(LIBRARY, '1', stimuli=X[:10])
     with pytest.raises(ValueError, match="made at layer '1', the loss stands at"): ProtoLoss([LIBRARY], ['0', '2'])
+    with pytest.raises(ValueError, match=r"lam names layers without objectives: \['2'\]"): ProtoLoss(LIBRARY, '1', lam={'2': 1.})
+    with pytest.raises(ValueError, match='more names layers where the loss does not stand'): ProtoLoss(LIBRARY, '1', more={'2': CKALoss(BRAIN)})
+    with pytest.raises(ValueError, match='need the weights of each of 2 libraries, got 3'): ProtoLoss([LIBRARY, LIBRARY], '1', weights=[None]*3)
+    with pytest.raises(ValueError, match='lam must be at least 0, got -1'): train([ProtoLoss(LIBRARY, '1', lam=lambda progress: -1.)], epochs=1)
+    with pytest.raises(ValueError, match='one stream needs the row of each stimulus'): train([ProtoLoss(LIBRARY, '1')], epochs=1, with_rows=False)
+    with pytest.raises(ValueError, match='add one of them'): train([ObjectiveRefresh(X)], epochs=1, with_rows=False)
 
 
 TWO = textwrap.dedent('''
@@ -173,12 +257,20 @@ TWO = textwrap.dedent('''
             return super().__call__(*a, **k)
     stimuli = t.X if sys.argv[1] == 'two' else None
     made = Counted(t.X, t.BRAIN, t.DIGITS.ids[:400], '1', n_prototypes=10)
-    cbs = [ProtoLoss(None, '1', lam=1., stimuli=stimuli, batch_size=25), ProtoRefresh(made, every=1)]
+    drawn = []
+    class Watched(ProtoLoss):
+        name = 'proto_loss'
+        def _draw(self):
+            rows = super()._draw()
+            drawn.append(rows.tolist())
+            return rows
+    loss = Watched(None, '1', lam=1., stimuli=stimuli, batch_size=25)
+    cbs = [loss, ProtoRefresh(made, every=1)]
     with t.no_random(0):
         learn = t.learner(cbs, with_rows=stimuli is None, bs=25, drop_last=True)
         with learn.no_logging(), learn.no_bar(), learn.distrib_ctx(sync_bn=False, cpu=True): learn.fit(3, 1e-2)
     rank = int(os.environ['RANK'])
-    lib, rows = learn.proto_loss.library, [int(o) for o in learn.proto_loss.batches.gi_frame.f_locals['batch'][:5]] if stimuli is not None else []
+    lib, rows = loss.library, drawn[0][:5] if drawn else []
     print('RESULT', json.dumps(dict(rank=rank, world=torch.distributed.get_world_size() if torch.distributed.is_initialized() else 2, calls=len(calls), bits=t.bits(learn).double().sum().item(),
           p_z=float(lib.p_z.sum()), judged=t.judged(learn.model), history=len(learn.proto_refresh.history), rows=rows)), flush=True)
 ''')
