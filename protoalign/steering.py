@@ -9,9 +9,10 @@ __all__ = ['steerable', 'ContrastObjective', 'mean_gap', 'ContrastLoss', 'steeri
            'specificity_gap', 'specificity_p', 'Specificity', 'specificity', 'plot_specificity', 'trend',
            'DoseResponse', 'dose_response', 'plot_dose_response']
 
-# %% ../nbs/45_steering.ipynb #42eb86da
+# %% ../nbs/45_steering.ipynb #9e616ec7
 import random
 from copy import deepcopy
+from dataclasses import replace
 from itertools import permutations
 from math import factorial
 from typing import NamedTuple
@@ -46,9 +47,16 @@ def steerable(
     cbs[0].set_library(cbs[1].refit(model) if library is None else library)
     return make_learner(model, task, settings.batch_size, task.rows is not None, cbs)
 
-# %% ../nbs/45_steering.ipynb #5152ac2a
+# %% ../nbs/45_steering.ipynb #8d2a3e97
 class ContrastObjective(PrototypeObjective):
     "Raise the contrast of prototypes with a positive weight, dissolve those with a negative one."
+    def __init__(self,
+        library: PrototypeLibrary, # Prototypes, also those without a direction
+        weights=None, # See `loss.prototype_weights`
+    ):
+        super().__init__(library)
+        self.weights = torch.from_numpy(prototype_weights(replace(library, weights=np.ones(len(library))), weights))
+
     def forward(self,
         h: torch.Tensor, # Pooled activations of the layer, (batch, n_units)
         rows: torch.Tensor, # Row of each stimulus in the library, (batch,), -1 for none
@@ -72,29 +80,30 @@ def mean_gap(
     alone = lambda total, k: ((total*total).sum(1) - k)/(k*(k - 1)).clamp(min=1)
     return torch.where((n > 1) & (m > 1), alone(s, n) + alone(t, m) - 2*(s*t).sum(1)/(n*m).clamp(min=1), torch.zeros_like(n))
 
-# %% ../nbs/45_steering.ipynb #5f879f7a
+# %% ../nbs/45_steering.ipynb #49b21e95
 class ContrastLoss(ProtoLoss):
     "`ProtoLoss` with the contrast for objective: weights are of prototypes, members and others are asked both."
     name = 'proto_loss'
     def set_library(self, library):
         super().set_library(library)
-        own = lambda o: ContrastObjective(self.library, 1., self.weights) if isinstance(o, PrototypeObjective) else o
+        own = lambda o: ContrastObjective(self.library, self.weights) if isinstance(o, PrototypeObjective) else o
         self.objectives = {layer: [own(o) for o in heads] for layer, heads in self.objectives.items()}
         if self.align is not None: self.align.set_objectives(self.objectives)
 
-# %% ../nbs/45_steering.ipynb #22e93304
+# %% ../nbs/45_steering.ipynb #d7af7f1f
 def steering_weights(
     library: PrototypeLibrary, # Prototypes
     weights: dict, # {number or name: weight}, any real numbers
     others: float=0., # Weight of those not named
-) -> np.ndarray: # (K,); ValueError for an unknown prototype, one named twice, one without a direction, or a weight that is no number
+    how: str='contrast', # See `steer`
+) -> np.ndarray: # (K,); ValueError for an unknown prototype, one named twice, one without members (for 'softmax', without a direction), or a weight that is no number
     "One weight for each prototype."
     numbers = [prototype_number(library, o) for o in weights]
     if len(set(numbers)) < len(numbers): raise ValueError(f'a prototype is named twice in {list(weights)}')
     told = np.full(len(library), float(others))
     told[numbers] = list(weights.values())
-    lost = [library.names[k] for k in numbers if library.weights[k] == 0 and told[k]]
-    if lost: raise ValueError(f'{", ".join(lost)}: no direction in this network (within two standard errors of zero), so there is nothing to steer along')
+    lost = [library.names[k] for k in numbers if told[k] and not (library.counts if how == 'contrast' else library.weights)[k]]
+    if lost: raise ValueError(f'{", ".join(lost)}: ' + ('no members' if how == 'contrast' else "no direction in this network (within two standard errors of zero), which the prototype loss leaves out: use how='contrast'"))
     prototype_weights(library, told)
     return told
 
@@ -140,7 +149,7 @@ def valid_accuracy(
             right, n = right + (found == batch[learn.dls.n_inp].view(-1)).sum().item(), n + len(found)
     return right/n
 
-# %% ../nbs/45_steering.ipynb #bc2e993a
+# %% ../nbs/45_steering.ipynb #3ff1d66f
 class Steered(NamedTuple):
     "What steering did."
     table: pd.DataFrame # prototype, name, weight, n_new, before, after, change, low, high, auc_before, auc_after
@@ -168,7 +177,7 @@ def steer(
     n_draws: int=1000, # Bootstrap samples of the held-out stimuli
 ) -> Steered: # Scores and accuracy before and after. ValueError, before any training, for a Learner, judge or weights that cannot be
     "Steer alignment on chosen prototypes (proposal, section 3.1)."
-    told = steering_weights(_loss_of(learn, how).library, weights, others)
+    told = steering_weights(_loss_of(learn, how).library, weights, others, how)
     loss = learn.proto_loss
     _check_judge(judge, loss.library, np.flatnonzero(told))
     first, before = judged_cosines(judge, learn.model), accuracy(learn)

@@ -50,6 +50,7 @@ def test_no_weights_is_the_task_alone(one_stream):
     steer(learn, {}, JUDGE, 2, .01, seed=5)
     assert torch.equal(bits(learn.model), bits(fit(deepcopy(START), task(False), 2, .01, 5, batch_size=32).model))
     assert learn.proto_loss.lam == {'0': 1.}, 'λ is back'
+    assert not learn.proto_loss.log, 'no batch of stimuli was shown for nothing'
 
 
 @pytest.mark.parametrize('one_stream', [True, False])
@@ -176,8 +177,11 @@ def test_weights():
     named.names = 'a', 'b', 'c'
     assert steering_weights(named, {'b': -2, 2: .5}, others=1.).tolist() == [1, -2, .5]
     named.weights = np.array([1, 0, 1], dtype=np.float32)
-    assert steering_weights(named, {'b': 0., 'a': 1.}).tolist() == [1, 0, 0], 'no direction is no fault of a prototype that nobody steers'
-    with pytest.raises(ValueError, match='b: no direction'): steering_weights(named, {'b': 1.})
+    assert steering_weights(named, {'b': 0., 'a': 1.}, how='softmax').tolist() == [1, 0, 0], 'no direction is no fault of a prototype that nobody steers'
+    with pytest.raises(ValueError, match='b: no direction'): steering_weights(named, {'b': 1.}, how='softmax')
+    assert ContrastObjective(named, steering_weights(named, {'b': 1.})).weights.tolist() == [0, 1, 0], 'the contrast needs none'
+    named.assign = np.where(named.assign == 1, 0, named.assign)
+    with pytest.raises(ValueError, match='b: no members'): steering_weights(named, {'b': 1.})
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match='finite'): steering_weights(named, {'a': bad})
 
