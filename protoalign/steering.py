@@ -218,11 +218,12 @@ def specificity_p(
     gaps = np.array([sign*specificity_gap(changes, np.asarray(columns)[list(o)]) for o in orders])
     return float((gaps >= gaps[0] - 1e-12).mean())
 
-# %% ../nbs/45_steering.ipynb #bc6a4066
+# %% ../nbs/45_steering.ipynb #7e72021a
 class Specificity(NamedTuple):
     "What steering did to what was steered, and to the rest."
     matrix: pd.DataFrame # Steered × measured: change of the held-out contrast against no steering, mean over seeds
     summary: pd.Series # diagonal, off_diagonal, difference, low, high (over held-out stimuli), p, se_seeds, n_seeds
+    columns: np.ndarray # Column of each row's own prototype, (n_steered,)
     trainings: pd.DataFrame # seed, steered (empty for none), target (change of the target), others (mean change), accuracy, price
 
 def specificity(
@@ -246,9 +247,9 @@ def specificity(
     changes = lambda counts: np.array([[contrast(c, judge.labels_new, counts) for c in of_seed[1:]] - contrast(of_seed[0], judge.labels_new, counts) for of_seed in cosines])
     found, drawn = changes(None), changes(bootstrap_counts(len(judge.ids_new), n_draws, judge.groups)).mean(0) # (n_seeds, n_steered, K), (n_steered, n_draws, K)
     matrix = pd.DataFrame(found.mean(0), [judge.names[k] for k in columns], list(judge.names))
-    return Specificity(matrix, _summary(found, np.moveaxis(drawn, 0, 1), columns, weight < 0), _trainings(runs, found, columns, judge.names, seeds))
+    return Specificity(matrix, _summary(found, np.moveaxis(drawn, 0, 1), columns, weight < 0), columns, _trainings(runs, found, columns, judge.names, seeds))
 
-# %% ../nbs/45_steering.ipynb #524f8af6
+# %% ../nbs/45_steering.ipynb #c8ef06e3
 def _summary(found, drawn, columns, falling):
     mean, by_seed = found.mean(0), specificity_gap(found, columns)
     own = np.nanmean(mean[np.arange(len(columns)), columns])
@@ -276,9 +277,9 @@ def plot_specificity(
     most = np.nanmax(np.abs(m.to_numpy())) or 1.
     shown = ax.imshow(m, cmap='PuOr_r', vmin=-most, vmax=most)
     for i, row in enumerate(m.to_numpy()):
-        ax.add_patch(plt.Rectangle((list(m.columns).index(m.index[i]) - .5, i - .5), 1, 1, fill=False, lw=2, ec='k'))
+        ax.add_patch(plt.Rectangle((found.columns[i] - .5, i - .5), 1, 1, fill=False, lw=2, ec='k'))
         for j, v in enumerate(row):
-            if m.shape[1] <= 12: ax.text(j, i, f'{v:.2f}', ha='center', va='center', fontsize=8, color='w' if abs(v) > .65*most else 'k')
+            if m.shape[1] <= 12: ax.text(j, i, f'{round(v, 2) + 0:.2f}', ha='center', va='center', fontsize=8, color='w' if abs(v) > .65*most else 'k')
     ax.set(xticks=range(m.shape[1]), yticks=range(m.shape[0]), yticklabels=m.index, xlabel='measured', ylabel='steered')
     ax.set_xticks(range(m.shape[1]), m.columns, rotation=45, ha='right')
     ax.figure.colorbar(shown, ax=ax, label='change of held-out contrast\nagainst no steering')

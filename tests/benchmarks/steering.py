@@ -2,7 +2,7 @@
 
     PROTOALIGN_DATA=FOLDER OMP_NUM_THREADS=1 python tests/benchmarks/steering.py [--datasets planted digits macaque-v4] [--seeds 3] [--steered 6] [--epochs N] [--images N] [--out FOLDER]
 
-Every row says how large the run was: epochs, task images, seeds. Rows of other data sets that are in the file stay."""
+Every row says how large the run was: epochs, task images, seeds. Prototypes are taken by size, the largest first, never by result. Rows of other data sets that are in the file stay."""
 import argparse, tempfile, time
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from protoalign.datasets import load
-from protoalign.experiment import PRESETS, seed_data, start_model, target_responses
+from protoalign.experiment import PRESETS, check, seed_data, start_model, target_responses
 from protoalign.judge import make_judge
-from protoalign.sources import data_folder
 from protoalign.steering import dose_response, specificity, steerable
 
 OUT = Path(__file__).resolve().parents[2]/'nbs'/'results'
@@ -60,16 +59,18 @@ def specificity_rows(make, judge, library, n_steered, s, seeds, ways):
         sums = found.summary
         yield dict(what='specificity', how=how, weight=weight, others_weight=others, n_steered=len(which), target=sums.diagonal, others=sums.off_diagonal, difference=sums.difference,
                    low=sums.low, high=sums.high, p=sums.p, se_seeds=sums.se_seeds, accuracy=found.trainings.accuracy[found.trainings.steered == ''].mean(), price=prices.mean())
+        for name, rows in found.trainings[found.trainings.steered != ''].groupby('steered', sort=False):
+            yield dict(what='one prototype', how=how, weight=weight, others_weight=others, prototype=name, n_steered=1, **rows[['target', 'others', 'accuracy', 'price']].mean())
 
 
-def dose_rows(make, judge, library, s, seeds):
-    which = steered_numbers(library, 1)
-    found = dose_response(make, judge, which[0], DOSES, s.epochs, s.lr, seeds)
-    for weight, rows in found.table.groupby('weight'): yield dict(what='dose', how='contrast', weight=weight, n_steered=1, **rows[['target', 'others', 'accuracy']].mean())
-    for what, row in found.trend.iterrows(): yield dict(what=f'trend of {what}', how='contrast', n_steered=1, rho=row.rho, p=row.p, difference=row.span)
+def dose_rows(make, judge, library, n_doses, s, seeds):
+    for k in steered_numbers(library, n_doses):
+        about, found = dict(how='contrast', prototype=library.names[k], n_steered=1), dose_response(make, judge, k, DOSES, s.epochs, s.lr, seeds)
+        for weight, rows in found.table.groupby('weight'): yield dict(about, what='dose', weight=weight, **rows[['target', 'others', 'accuracy']].mean())
+        for what, row in found.trend.iterrows(): yield dict(about, what=f'trend of {what}', rho=row.rho, p=row.p, difference=row.span)
 
 
-def rows_of(dataset, seeds, n_steered, epochs, images, doses=True):
+def rows_of(dataset, seeds, n_steered, epochs, images, n_doses=2):
     config = config_of(dataset, epochs, images)
     for shuffled in (False, True):
         make, judge, library, n_images, simulated = steering_data(config, shuffled)
@@ -78,17 +79,16 @@ def rows_of(dataset, seeds, n_steered, epochs, images, doses=True):
                      no_direction=int((library.weights == 0).sum()))
         ways = [('contrast', 1., 0.)] if shuffled else [('contrast', 1., 0.), ('contrast', -1., 0.), ('softmax', 4., 0.), ('softmax', 4., 1.)]
         for row in specificity_rows(make, judge, library, n_steered, config.settings, seeds, ways): yield {**about, **row}
-        if doses and not shuffled: yield from ({**about, **row} for row in dose_rows(make, judge, library, config.settings, seeds))
+        if not shuffled: yield from ({**about, **row} for row in dose_rows(make, judge, library, n_doses, config.settings, seeds))
 
 
 def main(datasets, n_seeds, n_steered, epochs, images, out):
     path = out/'steering.csv'
     for dataset in datasets:
-        if dataset == 'macaque-v4':
-            try: data_folder('macaque_v4', None, ())
-            except FileNotFoundError as e:
-                print(f'skipped {dataset}: {e}')
-                continue
+        try: check(config_of(dataset, epochs, images))
+        except FileNotFoundError as e:
+            print(f'skipped {dataset}: {e}')
+            continue
         start, rows = time.time(), []
         for row in rows_of(dataset, tuple(range(n_seeds)), n_steered, epochs, images):
             rows.append(row)
