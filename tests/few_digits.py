@@ -1,0 +1,44 @@
+"160 digits with a simulated subject: enough to run, too few to believe. As a script: `few_digits.py run|kill CONFIG OUT [SEED SECONDS]`."
+import json, os, random, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from protoalign.config import Config
+from protoalign.datasets import dataset_loader, load
+from protoalign.experiment import run
+
+
+@dataset_loader('few-digits')
+def few_digits(data_dir=None):
+    ten, rows = load('digits'), np.arange(160)
+    responses = {k: replace(r, values=r.values[rows], ids=tuple(np.array(r.ids)[rows])) for k, r in ten.responses.items()}
+    return replace(ten, name='few-digits', stimuli=ten.stimuli[rows], ids=ten.ids[:160], groups=ten.groups[:160], labels=ten.labels[rows], responses=responses)
+
+
+def killed_run(config, out, seed, longest):
+    "Start the run in a process of its own, kill -9 it after a random while, ten times; then let it finish. (Seconds, whole tables, half-written files) at each kill."
+    rng, killed = random.Random(seed), []
+    for _ in range(10):
+        wait, pid = rng.uniform(.02, longest), os.fork()
+        if pid == 0:
+            try: run(config, out)
+            finally: os._exit(0)
+        end, gone = time.monotonic() + wait, 0
+        while time.monotonic() < end and not gone:
+            gone = os.waitpid(pid, os.WNOHANG)[0]
+            time.sleep(.005)
+        if gone: break
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        killed.append((round(wait, 2), len(list(Path(out).glob('*/[!.]*.csv'))), len(list(Path(out).rglob('*.partial')))))
+    run(config, out)
+    return killed
+
+
+if __name__ == '__main__':
+    job, path, out, *more = sys.argv[1:]
+    config = Config(**json.loads(Path(path).read_text()))
+    if job == 'run': print(len(run(config, out)))
+    else: print(json.dumps(killed_run(config, out, int(more[0]), float(more[1]))))
