@@ -245,7 +245,7 @@ def score_model(
         if len(y): rows.append(dict(layer='', split=part, metric='task_accuracy', n=len(y), value=task_accuracy(model, x, y)))
     return rows
 
-# %% ../nbs/60_cell.ipynb #9ad61d6e
+# %% ../nbs/60_cell.ipynb #c0aad4fd
 def start_path(
     out, # Directory of the run
     seed: int, # Seed
@@ -272,7 +272,7 @@ def _provenance(config, data):
     "What a library should remember of the data."
     target = target_name(config, data)
     r = data.responses[target]
-    return dict(dataset=config.dataset, **config.options, target=target, subject=r.subject, region=r.region, recorder=r.recorder, simulated=data.simulated, model=config.backbone)
+    return {**config.options, **dict(dataset=config.dataset, target=target, subject=r.subject, region=r.region, recorder=r.recorder, simulated=data.simulated, model=config.backbone)}
 
 def _about(config, cell, settings, target):
     "What all rows of a cell share."

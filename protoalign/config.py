@@ -56,7 +56,7 @@ def to_json(
     "A configuration as text."
     return json.dumps(asdict(config), indent=1, sort_keys=True)
 
-# %% ../nbs/59_config.ipynb #3d7f14af
+# %% ../nbs/59_config.ipynb #7fbdc4cb
 _SETTINGS = {f.name: f.type for f in fields(Settings)}
 _FIELDS = {f.name: f.type for f in fields(Config)}
 
@@ -92,6 +92,7 @@ def read_config(
 ) -> dict: # What it says; ValueError where it is no block of names and values, FileNotFoundError where it is not there
     "Read a configuration file, for `make_config`."
     import yaml
+    if not Path(path).is_file(): raise FileNotFoundError(f'{path} is not there: a configuration is a .yaml or .json file')
     try: told = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f'{path} is neither YAML nor JSON: {e}') from e
     if not isinstance(told, dict): raise ValueError(f'{path} must hold names and values, as "dataset: digits"; it holds {type(told).__name__}')
