@@ -9,7 +9,7 @@ __all__ = ['open_run', 'read_run', 'attempt', 'read_errors', 'ready_cells', 'rea
            'CellsFailed', 'run']
 
 # %% ../nbs/60_experiment.ipynb #3c8e0fc7
-import json, os, platform, sys, time, traceback, warnings
+import json, logging, os, platform, sys, time, traceback, warnings
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -203,7 +203,7 @@ def _gather_trials(config, out):
     place = {arm: i for i, arm in enumerate(config.arms)}
     write_table(table.sort_values(['arm', 'trial', 'seed'], key=lambda c: c.map(place) if c.name == 'arm' else c, kind='stable'), out/'trials.csv')
 
-# %% ../nbs/60_experiment.ipynb #e86e25a6
+# %% ../nbs/60_experiment.ipynb #78e6f36a
 @contextmanager
 def _workers(backend, n_jobs, scheduler):
     "joblib's backend for a while."
@@ -213,7 +213,7 @@ def _workers(backend, n_jobs, scheduler):
         return
     try: from dask.distributed import Client, LocalCluster
     except ImportError as e: raise ImportError('backend="dask" needs Dask: pip install "protoalign[cluster]"') from e
-    local = None if scheduler else LocalCluster(n_workers=n_jobs, threads_per_worker=1, dashboard_address=None)
+    local = None if scheduler else LocalCluster(n_workers=n_jobs, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR)
     with local or nullcontext(), Client(local or scheduler) as client:
         threads = {w['nthreads'] for w in client.scheduler_info(n_workers=-1)['workers'].values()} - {1}
         if threads: raise ValueError(f'the workers of {scheduler} have {sorted(threads)} threads: start them with one each, as dask worker --nthreads 1')

@@ -42,6 +42,6 @@ def killed_run(config, out, seed, longest):
 if __name__ == '__main__':
     job, path, out, *more = sys.argv[1:]
     config = Config(**json.loads(Path(path).read_text()))
-    start = time.monotonic()
-    if job == 'run': print(json.dumps([len(run(config, out)), time.monotonic() - start]))
+    start, heard = time.monotonic(), []
+    if job == 'run': print(json.dumps(dict(rows=len(run(config, out, told=heard.append)), seconds=time.monotonic() - start, trained=[e['cell'] for e in heard if e.get('seconds')])))
     else: print(json.dumps(killed_run(config, out, int(more[0]), float(more[1]))))
