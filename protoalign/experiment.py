@@ -13,6 +13,7 @@ import json, logging, os, platform, sys, time, traceback, warnings
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,8 +32,15 @@ from .grid import choose, number_of_trials, planned, proposals
 from .networks import backbone
 from .presets import EXPECTED, PRESETS, quick
 
-# %% ../nbs/60_experiment.ipynb #dc37705e
+# %% ../nbs/60_experiment.ipynb #74aaec83
 _FOLDERS = 'cells', 'trials', 'libraries', 'starts', 'locks', 'logs', 'errors'
+
+def _lock(out, name): return FileLock(Path(out)/'locks'/f'{name}.lock')
+
+def _clear(*paths):
+    "Remove what a killed process left half-written of some files. Only the holder of their lock may."
+    for path in map(Path, paths):
+        for p in path.parent.glob(f'.{escape(path.name)}.*.partial'): p.unlink(missing_ok=True)
 
 def open_run(
     config: Config, # Configuration
@@ -44,6 +52,7 @@ def open_run(
     _refuse_strangers(out)
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out/'run.lock'):
+        _clear(out/'config.json')
         if (out/'config.json').exists(): _refuse_another(config, out)
         else:
             with atomic_write(out/'config.json') as p: p.write_text(to_json(config))
@@ -69,19 +78,17 @@ def _refuse_another(config, out):
     differ = ', '.join(f'{k} ({held[k]} there, {ours[k]} here)' for k in ours if held[k] != ours[k])
     if differ: raise ValueError(f'{out} holds another run; it differs in {differ}. Choose another directory')
 
-# %% ../nbs/60_experiment.ipynb #f4256678
+# %% ../nbs/60_experiment.ipynb #0df0064f
 class _Plain:
     "Standard error that is no terminal: warnings pass, and the progress bars of workers stay quiet."
     def __init__(self, stream): self.stream = stream
     def __getattr__(self, name): return getattr(self.stream, name)
     def isatty(self): return False
 
-def _lock(out, name): return FileLock(Path(out)/'locks'/f'{name}.lock')
-
-def _clear(out, cell):
-    "Remove what a killed process left of a cell. Only the holder of its lock may."
-    for folder in (cell_path(out, cell).parent, Path(out)/'libraries'):
-        for p in folder.glob(f'.{cell.name}.*.partial'): p.unlink(missing_ok=True)
+def _files(out, cell):
+    "All that a cell may write."
+    library, name = Path(out)/'libraries', cell.name
+    return [cell_path(out, cell), library/f'{name}.safetensors', library/f'{name}.refreshes.csv', library/f'{name}.losses.csv', *(Path(out)/d/f'{name}.{e}' for d, e in (('logs', 'json'), ('errors', 'txt'), ('checkpoints', 'pt')))]
 
 def _keep_log(out, name, **about):
     with suppress(OSError), atomic_write(Path(out)/'logs'/f'{name}.json') as p:
@@ -101,7 +108,7 @@ def attempt(
     try:
         with _lock(out, cell.name).acquire(blocking=False), redirect_stderr(_Plain(sys.stderr)) if plain else nullcontext():
             if path.exists(): return dict(told, status='done', seconds=0.)
-            _clear(out, cell)
+            _clear(*_files(out, cell))
             run_cell(config, cell, out, data_dir, threads, checkpoint)
             seconds = time.perf_counter() - start
             _keep_log(out, cell.name, seconds=seconds)
@@ -120,7 +127,7 @@ def read_errors(
     "What went wrong in a run."
     return {p.stem: p.read_text() for p in sorted((Path(out)/'errors').glob('[!.]*.txt'))}
 
-# %% ../nbs/60_experiment.ipynb #de8e2f65
+# %% ../nbs/60_experiment.ipynb #0543d185
 def _trial_score(config, path):
     "Validation score of a finished trial."
     rows = read_results(path)
@@ -149,7 +156,9 @@ def _choose(config, tune, out):
     chosen = choose(table, number_of_trials(config, tune), config.tune_seeds)
     text = json.dumps(chosen, indent=1)
     if not (out/'chosen.json').exists() or (out/'chosen.json').read_text() != text:
-        with atomic_write(out/'chosen.json') as p: p.write_text(text)
+        with _lock(out, 'choice'):
+            _clear(out/'chosen.json')
+            with atomic_write(out/'chosen.json') as p: p.write_text(text)
     return chosen
 
 def _with_choice(cell, chosen):
@@ -203,7 +212,7 @@ def _gather_trials(config, out):
     place = {arm: i for i, arm in enumerate(config.arms)}
     write_table(table.sort_values(['arm', 'trial', 'seed'], key=lambda c: c.map(place) if c.name == 'arm' else c, kind='stable'), out/'trials.csv')
 
-# %% ../nbs/60_experiment.ipynb #78e6f36a
+# %% ../nbs/60_experiment.ipynb #1b253ada
 @contextmanager
 def _workers(backend, n_jobs, scheduler):
     "joblib's backend for a while."
@@ -228,9 +237,10 @@ def _make_start(config, seed, out, data_dir, threads, plain=False):
     "The network from which the arms of a seed start, once; what goes wrong here goes wrong again in the cells, which tell it."
     if threads: torch.set_num_threads(threads)
     with suppress(Exception), _lock(out, f'start-seed{seed}'), redirect_stderr(_Plain(sys.stderr)) if plain else nullcontext():
+        _clear(start_path(out, seed))
         start_model(config, seed_data(config, seed, data_dir), seed, start_path(out, seed), data_dir)
 
-# %% ../nbs/60_experiment.ipynb #3ea9a486
+# %% ../nbs/60_experiment.ipynb #eeea4a8e
 def environment(
     command: str=None, # How the run was started
 ) -> dict: # Versions, machine and time
@@ -242,6 +252,7 @@ def environment(
 def _note_environment(out, command, more):
     path = out/'environment.json'
     with _lock(out, 'environment'):
+        _clear(path)
         records = json.loads(path.read_text()) if path.exists() else []
         if records and not more: return
         with atomic_write(path) as p: p.write_text(json.dumps([*records, environment(command)], indent=1))
@@ -277,7 +288,7 @@ class _Progress:
         self.bar.n = _done(self.out, self.plan)
         self.bar.refresh()
 
-# %% ../nbs/60_experiment.ipynb #4581bca8
+# %% ../nbs/60_experiment.ipynb #8a4141c4
 def _waves(config, tune, out, call, n_jobs, backend, progress):
     "Try what is ready until nothing is; {cell: error} of those that failed."
     failed = {}
@@ -320,6 +331,7 @@ def run(
 
 def _finish(config, out, plan, failed):
     with _lock(out, 'results'):
+        _clear(out/'results.csv', out/'trials.csv', *(out/'logs'/f'{c.name}.json' for c in plan))
         if failed and not _done(out, cells(config)): raise CellsFailed(failed, [], out)
         gather(config, out)
     waiting = [c.name for c in plan if not cell_path(out, c).exists() and c.name not in failed]

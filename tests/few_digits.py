@@ -1,4 +1,4 @@
-"160 digits with a simulated subject: enough to run, too few to believe. As a script: `few_digits.py run|kill CONFIG OUT [SEED SECONDS]`."
+"160 digits with a simulated subject: enough to run, too few to believe. As a script: `few_digits.py run|kill|writes CONFIG OUT [SEED SECONDS]`."
 import json, os, random, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
@@ -39,9 +39,30 @@ def killed_run(config, out, seed, longest):
     return killed
 
 
+def _die_at_replace(n):
+    real, calls = os.replace, []
+    def replace_or_die(source, target):
+        calls.append(target)
+        if len(calls) == n: os.kill(os.getpid(), signal.SIGKILL)
+        real(source, target)
+    os.replace = replace_or_die
+
+
+def killed_between_writes(config, out):
+    "The n-th process dies with its n-th file written but not yet in its place, until one gets through. The number of kills."
+    for n in range(1, 100):
+        pid = os.fork()
+        if pid == 0:
+            _die_at_replace(n)
+            try: run(config, out)
+            finally: os._exit(0)
+        if os.WIFEXITED(os.waitpid(pid, 0)[1]): return n - 1
+
+
 if __name__ == '__main__':
     job, path, out, *more = sys.argv[1:]
     config = Config(**json.loads(Path(path).read_text()))
     start, heard = time.monotonic(), []
     if job == 'run': print(json.dumps(dict(rows=len(run(config, out, told=heard.append)), seconds=time.monotonic() - start, trained=[e['cell'] for e in heard if e.get('seconds')])))
+    elif job == 'writes': print(killed_between_writes(config, out))
     else: print(json.dumps(killed_run(config, out, int(more[0]), float(more[1]))))

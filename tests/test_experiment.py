@@ -25,7 +25,7 @@ TINY = Config(dataset='few-digits', n_seeds=2, pretrain_epochs=1, sweep=(.1,), t
 def tree(out):
     "Everything that carries a number, file by file."
     out = Path(out)
-    kept = [out/'results.csv', out/'trials.csv', out/'chosen.json', *(p for d in ('cells', 'trials', 'libraries', 'starts') for p in (out/d).iterdir())]
+    kept = [*(p for p in (out/'results.csv', out/'trials.csv', out/'chosen.json') if p.exists()), *(p for d in ('cells', 'trials', 'libraries', 'starts') for p in (out/d).iterdir())]
     return {str(p.relative_to(out)): p.read_bytes() for p in kept}
 
 
@@ -35,11 +35,11 @@ def same(a, b):
     assert [k for k in a if a[k] != b[k]] == []
 
 
-def started(job, out, *more):
-    "A run of TINY in a process of its own, one thread."
-    config = out.with_suffix('.json')
-    config.write_text(to_json(TINY))
-    return subprocess.Popen([sys.executable, str(FEW_DIGITS), job, str(config), str(out), *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+def started(job, out, *more, config=TINY):
+    "A run in a process of its own, one thread."
+    path = out.with_suffix('.json')
+    path.write_text(to_json(config))
+    return subprocess.Popen([sys.executable, str(FEW_DIGITS), job, str(path), str(out), *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'))
 
 
@@ -66,6 +66,17 @@ def test_killed_at_ten_random_moments(unbroken, tmp_path):
     for out in tmp_path.glob('broken*/'):
         same(unbroken, out)
         assert list(out.rglob('*.partial')) == []
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork and SIGKILL')
+def test_killed_with_a_file_half_written(tmp_path):
+    "The rarer moments: the first process dies with its first file half-written, the second with its second, and so on."
+    config = replace(TINY, n_seeds=1, arms=('protoalign',), sweep=(), n_trials=1, settings=replace(TINY.settings, epochs=1))
+    kills = ended(started('writes', tmp_path/'broken', config=config))
+    ended(started('run', tmp_path/'whole', config=config))
+    assert kills >= 4
+    same(tmp_path/'whole', tmp_path/'broken')
+    assert list((tmp_path/'broken').rglob('*.partial')) == []
 
 
 def test_two_processes_share_a_directory(unbroken, tmp_path):
