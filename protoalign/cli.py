@@ -137,7 +137,7 @@ def _tune_option(text):
     try: return name, [(int if name == 'K' else float)(o) for o in values.split(',')]
     except ValueError as e: raise ValueError(f'--tune needs numbers, as K=10,20,50 or lam=0.1,0.5, got {text!r}') from e
 
-# %% ../nbs/62_cli.ipynb #83183748
+# %% ../nbs/62_cli.ipynb #c19af991
 def _auto_jobs(n_cells):
     import torch
     return 1 if torch.cuda.is_available() else max(1, min(4, os.cpu_count() or 1, n_cells))
@@ -173,16 +173,21 @@ def _run(args):
         except CellsFailed as e: failed, results = e, read_results(out/'results.csv') if (out/'results.csv').exists() else None
     return _close(args, config, out, results, failed)
 
+def _reported(out, data_dir, results):
+    "The page of a run, or why there is none: it must not hide results that are there."
+    from protoalign.report import make_report
+    if results is None: return None, ''
+    try: return make_report(out, data_dir).resolve(), ''
+    except ValueError as e: return None, f'no report: {e}'
+
 def _close(args, config, out, results, failed):
     "Results and report, or what is there of them; the exit status."
-    from protoalign.report import headline, make_report
-    report = None if results is None else make_report(out, args.data_dir).resolve()
-    if args.json: print(json.dumps(dict(event='end', failed=failed.failed if failed else {}, results=str(out/'results.csv'), report=str(report))))
-    elif report:
-        for sentence in headline(results, config): print(sentence)
-        print(f'Results: {out/"results.csv"}\nReport: {report}')
-    if failed: print(f'protoalign: {failed}.', file=sys.stderr)
-    return 1 if failed else 0
+    from protoalign.report import headline
+    report, why = _reported(out, args.data_dir, results)
+    if args.json: print(json.dumps(dict(event='end', failed=failed.failed if failed else {}, results=str(out/'results.csv'), report=report and str(report))))
+    elif report: print(*headline(results, config), f'Results: {out/"results.csv"}', f'Report: {report}', sep='\n')
+    for problem in filter(None, (failed, why)): print(f'protoalign: {problem}.', file=sys.stderr)
+    return 1 if failed or why else 0
 
 # %% ../nbs/62_cli.ipynb #618d30d1
 def _report(args):
