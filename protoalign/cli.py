@@ -37,6 +37,11 @@ _RUN_OPTIONS = (
     ('--every', 'settings.every', int, 'epochs E between refreshes, 0 for never'),
     ('--joint', 'settings.joint', str, 'pca, cca or plsc on the joined sides'),
     ('--brain-weight', 'settings.brain_weight', float, 'share of the brain in the joint clustering'),
+    ('--folds', 'folds', int, 'test stimuli by turns: seed s tests on fold s'),
+    ('--trials', 'n_trials', int, 'trials of each arm, with --tune'),
+    ('--tune-metric', 'tune_metric', str, 'score on validation stimuli that decides, cka_debiased by default'),
+    ('--tune-seeds', 'tune_seeds', int, 'the first so many seeds carry the trials'),
+    ('--search', 'search', str, 'grid, or optuna'),
 )
 
 _COLUMNS = 'rater', 'item', 'answer', 'truth' # Of a table of answers; truth may be absent
@@ -44,14 +49,28 @@ _COLUMNS = 'rater', 'item', 'answer', 'truth' # Of a table of answers; truth may
 def _run_parser(sub):
     p = sub.add_parser('run', help='train the arms, score them, write the report (the main job)',
                        description='Train the arms on a data set, score them on held-out stimuli, and write results.csv and report.html.')
-    p.add_argument('--dataset', default='digits', help='stimuli and responses: digits (embedded, the default), macaque-v4, objects92')
+    p.add_argument('experiment', nargs='?', help='a file (YAML or JSON), or a preset: digits, digits-grid, planted, digits69, macaque-v4, vision-v4, vision-it, nsd-imagenet')
+    p.add_argument('--config', help='the same, for a file')
+    p.add_argument('--preset', help='the same, for a preset')
+    p.add_argument('--quick', action='store_true', help='the same experiment in a size to try, minutes on two cores')
+    p.add_argument('--dataset', help='stimuli and responses: digits (embedded, the default), macaque-v4, objects92')
     p.add_argument('--session', help='session of macaque-v4')
     p.add_argument('--region', help='region of objects92')
     p.add_argument('--option', action='append', default=[], metavar='NAME=VALUE', help='another option of the data set, as subject=subj02; may be repeated')
+    p.add_argument('--tune', action='append', default=[], metavar='NAME=VALUES', help='choose K, tau or lam on validation stimuli, as K=10,20,50; may be repeated')
     for option, name, kind, text in _RUN_OPTIONS: p.add_argument(option, dest=name, type=kind, help=text, metavar=option[2:].replace('-', '_').upper())
-    p.add_argument('--out', help='directory of the run; runs/DATASET by default. An interrupted run goes on where it stopped')
+    p.add_argument('--out', help='directory of the run; runs/NAME by default. An interrupted run goes on where it stopped; several processes may share it')
     p.add_argument('--data-dir', help='folder of your data sets (or the environment variable PROTOALIGN_DATA)')
+    _work_options(p)
+
+def _work_options(p):
+    "What changes no number."
     p.add_argument('--jobs', type=int, help='cells at once; up to 4 by default, 1 on a GPU')
+    p.add_argument('--backend', choices=('loky', 'dask'), help='who runs the cells: joblib (loky, the default), or Dask')
+    p.add_argument('--scheduler', help='address of a Dask scheduler, as tcp://node1:8786; --jobs workers on this machine if left out')
+    p.add_argument('--checkpoint', action='store_true', help='keep every training after each epoch, for cells that take hours')
+    p.add_argument('--dry-run', action='store_true', help='print the cells, their time and memory, and stop')
+    p.add_argument('--json', action='store_true', help='one line of JSON for each event, for machines')
 
 def _parser():
     parser = argparse.ArgumentParser(prog='protoalign', description='Find the prototypes that a brain and a network share, and fine-tune the network toward them.')
@@ -79,16 +98,32 @@ def _parser():
 # %% ../nbs/62_cli.ipynb #edb6f47f
 def run_config(
     args: argparse.Namespace, # What `protoalign run` was told
-): # The preset of the data set with what was told put in
+): # The preset or the file with what was told put over it
     "Configuration from the command line."
     from dataclasses import replace
-    from protoalign.experiment import PRESETS, Config
-    config = PRESETS.get(args.dataset, Config(dataset=args.dataset))
+    config = _base(args)[1]
     told = {name: getattr(args, name) for _, name, _, _ in _RUN_OPTIONS if getattr(args, name) is not None}
     settings = {name.removeprefix('settings.'): v for name, v in told.items() if name.startswith('settings.')}
     options = {k: v for k in ('session', 'region') if (v := getattr(args, k)) is not None} | dict(_option(o) for o in args.option)
-    return replace(config, options={**config.options, **options}, settings=replace(config.settings, **settings),
+    tune = dict(_tune_option(o) for o in args.tune)
+    return replace(config, dataset=args.dataset or config.dataset, options={**config.options, **options}, settings=replace(config.settings, **settings), tune=tune or config.tune,
                    **{name: v for name, v in told.items() if not name.startswith('settings.')})
+
+def _base(args):
+    "Name and configuration of the file, the preset or the data set."
+    from protoalign.config import Config, make_config, read_config
+    from protoalign.presets import PRESETS, find_preset, quick
+    said = [o for o in (args.experiment, args.config, args.preset) if o]
+    if len(said) > 1: raise ValueError(f'one experiment at a time: got {" and ".join(said)}')
+    is_file = bool(args.config) or bool(args.experiment) and Path(args.experiment).suffix in ('.yaml', '.yml', '.json')
+    if is_file:
+        told = read_config(said[0])
+        small, preset = told.pop('quick', False) or args.quick, told.pop('preset', None)
+        name, config = Path(said[0]).stem, make_config(told, find_preset(preset)[1] if preset else None)
+    else:
+        small, (name, config) = args.quick, find_preset(said[0]) if said else (args.dataset or 'digits', None)
+        config = config or PRESETS.get(name) or Config(dataset=name)
+    return (f'{name}-quick', quick(config)) if small else (name, config)
 
 def _option(text):
     "Name and value of an option: a number, true, false or null as in JSON, or else the text itself."
@@ -97,21 +132,62 @@ def _option(text):
     try: return name, json.loads(value)
     except json.JSONDecodeError: return name, value
 
+def _tune_option(text):
+    name, _, values = text.partition('=')
+    try: return name, [(int if name == 'K' else float)(o) for o in values.split(',')]
+    except ValueError as e: raise ValueError(f'--tune needs numbers, as K=10,20,50 or lam=0.1,0.5, got {text!r}') from e
+
+# %% ../nbs/62_cli.ipynb #c19af991
 def _auto_jobs(n_cells):
     import torch
     return 1 if torch.cuda.is_available() else max(1, min(4, os.cpu_count() or 1, n_cells))
 
+def _time(seconds):
+    "Seconds in words."
+    if seconds < 90: return f'{seconds:.0f} s'
+    return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
+
+def _dry_run(config, args, out, jobs):
+    "The cells, their time and memory."
+    from protoalign.experiment import check, estimate
+    table = estimate(config, check(config, args.data_dir), out, args.data_dir)
+    if args.json: return print(table.to_json(orient='records', lines=True), end='')
+    total, longest = table['seconds'].sum(), table['seconds'].max()
+    print(table.assign(seconds=table['seconds'].round(1), memory_mb=table['memory_mb'].round()).to_string(index=False))
+    print(f'{len(table)} cells, {(table["source"] == "done").sum()} of them done. About {_time(total)} one after the other, {_time(max(total/jobs, longest))} with {jobs} at once; '
+          f'{table["memory_mb"].max()/1000:.1f} GB for each. Nothing was run.')
+
+def _noted(message, *rest, **more): print(f'protoalign: note: {message}', file=sys.stderr)
+
 def _run(args):
-    from protoalign.experiment import cells, run
-    from protoalign.report import headline, make_report
-    config = run_config(args)
-    out = Path(args.out or '-'.join(['runs/' + config.dataset, *map(str, config.options.values())]))
-    n = len(cells(config))
-    command = 'protoalign ' + ' '.join(args.told)
-    results = run(config, out, args.data_dir, args.jobs or _auto_jobs(n), command)
-    for sentence in headline(results, config): print(sentence)
-    print(f'Results: {out/"results.csv"}')
-    print(f'Report: {make_report(out, args.data_dir).resolve()}')
+    import warnings
+    from protoalign.experiment import CellsFailed, cells, read_results, run
+    config, named = run_config(args), args.experiment or args.config or args.preset
+    out = Path(args.out or '-'.join(['runs/' + _base(args)[0], *([] if named else map(str, config.options.values()))]))
+    jobs, failed = args.jobs or _auto_jobs(len(cells(config))), None
+    tell = (lambda event: print(json.dumps(event), flush=True)) if args.json else None
+    with warnings.catch_warnings():
+        warnings.showwarning = _noted
+        if args.dry_run: return _dry_run(config, args, out if out.exists() else None, jobs)
+        try: results = run(config, out, args.data_dir, jobs, 'protoalign ' + ' '.join(args.told), args.backend, args.scheduler, args.checkpoint, tell)
+        except CellsFailed as e: failed, results = e, read_results(out/'results.csv') if (out/'results.csv').exists() else None
+    return _close(args, config, out, results, failed)
+
+def _reported(out, data_dir, results):
+    "The page of a run, or why there is none: it must not hide results that are there."
+    from protoalign.report import make_report
+    if results is None: return None, ''
+    try: return make_report(out, data_dir).resolve(), ''
+    except ValueError as e: return None, f'no report: {e}'
+
+def _close(args, config, out, results, failed):
+    "Results and report, or what is there of them; the exit status."
+    from protoalign.report import headline
+    report, why = _reported(out, args.data_dir, results)
+    if args.json: print(json.dumps(dict(event='end', failed=failed.failed if failed else {}, results=str(out/'results.csv'), report=report and str(report))))
+    elif report: print(*headline(results, config), f'Results: {out/"results.csv"}', f'Report: {report}', sep='\n')
+    for problem in filter(None, (failed, why)): print(f'protoalign: {problem}.', file=sys.stderr)
+    return 1 if failed or why else 0
 
 # %% ../nbs/62_cli.ipynb #618d30d1
 def _report(args):
@@ -191,16 +267,15 @@ _JOBS = dict(run=_run, report=_report, datasets=_datasets, prototypes=_prototype
 
 def main(
     argv: list=None, # Words after `protoalign`; those of the command line if None
-) -> int: # Exit status: 0, 2 for an error that was explained, 130 for an interruption
+) -> int: # Exit status: 0, 1 where cells failed, 2 for an error that was explained, 130 for an interruption
     "The command `protoalign`."
     told = sys.argv[1:] if argv is None else list(argv)
     args = _parser().parse_args(told)
     args.told = told
-    try: _JOBS[args.job](args)
-    except (ValueError, OSError) as e:
+    try: return _JOBS[args.job](args) or 0
+    except (ValueError, OSError, ImportError) as e:
         print(f'protoalign: error: {e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\nInterrupted. Finished cells are kept: the same command goes on from here.', file=sys.stderr)
         return 130
-    return 0

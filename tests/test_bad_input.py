@@ -75,8 +75,27 @@ def test_constant_on_training_stimuli_only(tmp_path):
     (dict(task='digits'), "'digits' has no training and test part"),
     (dict(stimulus_size=-4), 'stimulus_size must be at least 1'),
     (dict(settings=replace(TINY.settings, lam=-1.)), 'lam must be at least 0'),
+    (dict(tune={'temperature': [.1]}), "unknown: \\['temperature'\\]"),
+    (dict(tune={'K': []}), "without values: \\['K'\\]"),
+    (dict(tune={'K': [300, 400]}), 'No K is left to choose from: add one of at most 227'),
+    (dict(tune={'lam': [.1, np.inf]}), 'each lam of tune must be at least 0, got inf'),
+    (dict(tune={'K': [10, 20], 'lam': [.5]}, arms=('protoalign', 'rsa')), "arm 'rsa' has 1 combinations of \\['lam'\\], and every arm gets 2 trials"),
+    (dict(tune={'lam': [.1, 1.]}, tune_metric='cka'), "unknown tune_metric 'cka'.*cka_debiased"),
+    (dict(tune={'lam': [.1, 1.]}, tune_seeds=2), 'tune_seeds must be at most n_seeds = 1, got 2'),
+    (dict(tune={'lam': [.1, 1.]}, search='random'), "search is 'grid' or 'optuna', got 'random'"),
+    (dict(folds=1), 'folds must be at least 2, got 1'),
 ], ids=lambda o: next(iter(o)) if isinstance(o, dict) else '')
 def test_configuration(change, match, tmp_path): refused(replace(TINY, **change), tmp_path, match)
+
+
+def test_configuration_file(tmp_path, capsys):
+    for text, said in (('epoch: 3', "unknown key 'epoch'; did you mean epochs"), ('epochs: many', "epochs must be int, got 'many'"), ('- digits', 'must hold names and values'),
+                       ('a: [', 'neither YAML nor JSON'), ('preset: vision-v5', 'did you mean vision-v4'), ('settings: 3', 'settings must be a block')):
+        (tmp_path/'my.yaml').write_text(text)
+        assert main(['run', str(tmp_path/'my.yaml'), '--out', str(tmp_path/'run')]) == 2
+        assert said in capsys.readouterr().err
+    assert main(['run', str(tmp_path/'no.yaml')]) == 2 and 'is not there' in capsys.readouterr().err
+    assert not (tmp_path/'run').exists()
 
 
 def test_a_network_that_cannot_see_the_images(tmp_path):
