@@ -8,15 +8,17 @@ Docs: https://protoalign.github.io/protoalign/artefacts.html.md"""
 __all__ = ['pseudo_values', 'cka_without', 'rsa_without', 'stimulus_scores', 'Artefact', 'save_artefact', 'load_artefact',
            'stimulus_table', 'compare_over_stimuli']
 
-# %% ../nbs/53_artefacts.ipynb #67c21ab2
+# %% ../nbs/53_artefacts.ipynb #e5f31d82
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as t_law
+from sklearn.metrics import pairwise_distances_argmin
 
-from .bootstrap import bootstrap_score, resampled_rsa
+from .bootstrap import bootstrap_counts, resampled_rsa
 from .cka import linear_cka
 from .data import paired
 from .encoding import fit_encoding, score_encoding
@@ -25,7 +27,6 @@ from .joint import cluster_means
 from .rsa import rdm, rsa
 from .score import BrainGroups
 from .stats import adjust_p, crossed_test
-from sklearn.metrics import pairwise_distances_argmin
 
 # %% ../nbs/53_artefacts.ipynb #5aa13d1a
 def pseudo_values(
@@ -140,7 +141,7 @@ def load_artefact(
     right = pd.Series(held['right'], held['right_ids']) if 'right' in held else pd.Series(dtype=bool)
     return Artefact(scores, held['groups'], right, {k.removeprefix('array_'): v for k, v in held.items() if k.startswith('array_')})
 
-# %% ../nbs/53_artefacts.ipynb #c6a5c588
+# %% ../nbs/53_artefacts.ipynb #6be2b1c0
 def stimulus_table(
     artefacts: dict, # {(arm, seed): Artefact}
     layer: str='', # Layer they are of
@@ -160,11 +161,14 @@ def _paired_rows(rows, arm, base):
     d = (wide[arm] - wide[base]).unstack('stimulus').dropna(how='all').dropna(axis=1, how='all')
     return d, rows.drop_duplicates('stimulus').set_index('stimulus')['group'].reindex(d.columns).to_numpy()
 
-def _over_stimuli(d, groups, n_draws, random_state):
-    mean, d = d.mean(axis=0).to_numpy(), d.to_numpy()
-    found = bootstrap_score(lambda rows: mean[rows].mean(), len(mean), n_draws, groups, random_state=random_state).table.iloc[0]
-    crossed = crossed_test(d)['p'] if len(d) > 1 and not np.isnan(d).any() and len(set(groups)) == len(groups) else np.nan
-    return dict(n_seeds=len(d), n_stimuli=len(mean), n_groups=len(set(groups)), difference=mean.mean(), **found[['se', 'ci_low', 'ci_high', 'p']], p_crossed=crossed)
+def _over_stimuli(d, counts):
+    "Bootstrap of the mean over stimuli, as `bootstrap_score` makes it, from counts (n_draws, n_stimuli) and their number of groups."
+    (counts, k), mean, d = counts, d.mean(axis=0).to_numpy(), d.to_numpy()
+    draws = counts @ mean/counts.sum(1)
+    se = np.sqrt(k/(k - 1)*draws.var(ddof=1)) or np.nan
+    half, p = t_law.ppf(.975, k - 1)*se, 2*t_law.sf(abs(mean.mean())/se, k - 1)
+    crossed = crossed_test(d)['p'] if len(d) > 1 and not np.isnan(d).any() and k == len(mean) else np.nan
+    return dict(n_seeds=len(d), n_stimuli=len(mean), n_groups=k, difference=mean.mean(), se=se, ci_low=mean.mean() - half, ci_high=mean.mean() + half, p=p, p_crossed=crossed)
 
 def compare_over_stimuli(
     table: pd.DataFrame, # As from `stimulus_table`
@@ -176,12 +180,14 @@ def compare_over_stimuli(
 ) -> pd.DataFrame: # One row for each metric, layer and baseline: n_seeds, n_stimuli, n_groups, difference, se, ci_low, ci_high, p, p_crossed, p_bonferroni, p_holm, family; ValueError for an unknown arm, or fewer than 7 stimuli
     "Paired comparison of one arm with each of the others over test stimuli."
     if arm not in set(table['arm']): raise ValueError(f'no artefacts of arm {arm!r}; there are those of {sorted(set(table["arm"]))}')
-    seeds, found = {a: set(part['seed']) for a, part in table.groupby('arm')}, []
+    seeds, found, drawn = {a: set(part['seed']) for a, part in table.groupby('arm')}, [], {}
     baselines = [b for b in (baselines or sorted(set(seeds) - {arm})) if seeds.get(b, set()) & seeds[arm]]
     for (metric, layer), rows in table[table['metric'].isin(metrics or set(table['metric']))].groupby(['metric', 'layer']):
         for base in baselines:
             d, groups = _paired_rows(rows, arm, base)
-            if d.size: found.append(dict(metric=metric, layer=layer, arm=arm, baseline=base, **_over_stimuli(d, groups, n_draws, random_state)))
+            if not d.size: continue
+            if (key := tuple(groups)) not in drawn: drawn[key] = bootstrap_counts(len(groups), n_draws, groups, random_state).astype(float), len(set(groups))
+            found.append(dict(metric=metric, layer=layer, arm=arm, baseline=base, **_over_stimuli(d, drawn[key])))
     out = pd.DataFrame(found, columns=None if found else ['metric', 'layer', 'arm', 'baseline', 'difference', 'ci_low', 'ci_high', 'p'])
     for method in ('bonferroni', 'holm'): out[f'p_{method}'] = adjust_p(out['p'].astype(float), method)
     return out.assign(family=f'{out["p"].notna().sum()} bootstraps over test stimuli, against {arm}')

@@ -9,7 +9,7 @@ __all__ = ['ALPHA', 'MIN_DELTA_R2', 'MAX_TASK_LOSS', 'MIN_LABELLING', 'MIN_DOSES
            'MET', 'NOT_MET', 'UNTESTABLE', 'main_rows', 'sharing', 'evidence', 'dose_table', 'monotone', 'Outcomes',
            'outcomes', 'Run', 'read_run', 'judge_run']
 
-# %% ../nbs/60_outcomes.ipynb #8e272250
+# %% ../nbs/60_outcomes.ipynb #3d2211f3
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from .artefacts import compare_over_stimuli, load_artefact, stimulus_table
 from .experiment import Config, cells, gather
 from .files import atomic_write
 from .human_study import summarise_study
-from .stats import compare_arms, paired_test
+from .stats import compare_arms, paired_test, smallest_detectable
 
 # %% ../nbs/60_outcomes.ipynb #91e70440
 ALPHA = .01 # Level, after Bonferroni, over seeds and over stimuli
@@ -180,13 +180,18 @@ def _steering(table, from_sweep):
     said = [f'{t.prototype}: {t.rises} of {t.doses - 1} steps rise, {t.bottom:.3f} to {t.top:.3f}, Spearman {t.spearman:+.2f}, p = {t.p:.2g} over {t.seeds} seeds' for t in found.head(10).itertuples()]
     return _row(name, expected, MET if found['monotone'].all() else NOT_MET, said + [f'{STEERED} over λ, all prototypes at once; single prototypes were not steered']*from_sweep)
 
-# %% ../nbs/60_outcomes.ipynb #b3922876
+# %% ../nbs/60_outcomes.ipynb #b7a6112c
 class Outcomes(NamedTuple):
     "What came of the proposal's expectations."
     table: pd.DataFrame # outcome, expected, verdict, came_out
     evidence: pd.DataFrame # As from `evidence`
     family: str # What Bonferroni covers
     missing: tuple # Cells that are not finished
+
+def _family(found):
+    n_seeds, n_tests = int(found['n'].max()), int(found['p'].notna().sum())
+    need = f', so that |t| must exceed {smallest_detectable(n_seeds, n_tests, ALPHA)[0]:.1f} with {n_seeds} seeds to be below {ALPHA:g}' if n_seeds > 1 and n_tests else ''
+    return f'{found["family"].iloc[0]}; Bonferroni over seeds and, with as many tests, over stimuli{need}'
 
 def outcomes(
     results: pd.DataFrame, # Tidy results
@@ -199,7 +204,7 @@ def outcomes(
     "The proposal's section 3.1, judged."
     rows = main_rows(results, config)
     found = evidence(rows, stimuli)
-    family = f'{found["family"].iloc[0]}; Bonferroni over seeds and, with as many tests, over stimuli' if len(found) else 'nothing to compare'
+    family = _family(found) if len(found) else 'nothing to compare'
     table = [_alignment(found, m, m) for m in ALIGNMENT] + [_predictivity(found, relative) for relative in (False, True)]
     table += [_task(rows), _transfer(found, rows), _labelling(study), _steering(dose_table(results, config) if steering is None else steering, steering is None)]
     return Outcomes(pd.DataFrame(table), found, family, tuple(missing))

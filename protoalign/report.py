@@ -113,7 +113,9 @@ def plot_training(
         raise ValueError('no arm with prototypes is finished')
     axes[0].axhline(np.log(config.settings.K), color='0.6', ls='--', lw=1, label='log K (ignorance)')
     axes[0].set(xlabel='epoch', ylabel='prototype loss (nats)', ylim=(0, None))
-    for ax, side in zip(axes[1:], ('brain', 'network')): ax.set(xlabel='epoch of the refresh', ylabel=f'adjusted Rand index with\nclusters of the {side} alone', ylim=(-.02, 1.02))
+    for ax, side in zip(axes[1:], ('brain', 'network')):
+        ax.set(xlabel='epoch of the refresh', ylabel=f'adjusted Rand index with\nclusters of the {side} alone', xlim=(-.5, None), ylim=(-.02, 1.02))
+        ax.xaxis.get_major_locator().set_params(integer=True)
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', fontsize=7)
     return fig
 
@@ -136,7 +138,7 @@ def plot_differences(
     if both['over'].nunique() > 1: fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncol=2)
     return fig
 
-# %% ../nbs/61_report.ipynb #fa65124d
+# %% ../nbs/61_report.ipynb #25bb14d7
 _HOPED = {'above': 'above', 'open': 'not told apart from', 'below': 'below', 'untested': 'no interval'}
 
 def hopes(
@@ -158,7 +160,7 @@ def what_failed(
 ) -> pd.DataFrame: # One row for each metric, columns in words; the arms that came out so, by name
     "The same in one line for each metric."
     said = table.groupby(['metric', 'came'])['baseline'].agg(lambda b: ', '.join(sort_arms(b))).unstack().reindex(columns=list(_HOPED))
-    return said.dropna(axis=1, how='all').fillna('').rename(columns=_HOPED).reset_index()
+    return said.dropna(axis=1, how='all').fillna('').rename(columns=_HOPED).reset_index().rename_axis(columns=None)
 
 # %% ../nbs/61_report.ipynb #4206147f
 def ceilings(
@@ -197,10 +199,10 @@ def headline(
 
 # %% ../nbs/61_report.ipynb #28e59428
 _STYLE = '''
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; background: #fff }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; background: #fff }
 h1 { margin-bottom: .2rem } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd } nav a { margin-right: .9rem; white-space: nowrap } a { color: #0b5394 }
 img { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption, .how { color: #555; font-size: .9rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .8rem } td, th { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #eee } td { white-space: nowrap }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .78rem } td, th { padding: .2rem .42rem; text-align: right; border-bottom: 1px solid #eee } td { white-space: nowrap }
 th { background: #f6f6f6; vertical-align: bottom } td:first-child, th:first-child, .words td, .words th { text-align: left } .words td { white-space: normal; vertical-align: top }
 th.sorts { cursor: pointer } th[aria-sort=ascending]::after { content: " \\2191" } th[aria-sort=descending]::after { content: " \\2193" }
 pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere } summary { cursor: pointer; font-weight: 600; margin: .6rem 0 }
@@ -224,7 +226,7 @@ document.querySelectorAll("table.sortable").forEach(t => t.tHead.querySelectorAl
 }));
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => d.open = true));'''
 
-# %% ../nbs/61_report.ipynb #78f14d0b
+# %% ../nbs/61_report.ipynb #c785040f
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
@@ -237,7 +239,7 @@ _PAGE = '''<!doctype html>
 {% if simulated %}<p class="note"><b>The brain responses of this run are simulated.</b> It shows what the method does where the truth is known, and nothing about any brain.</p>{% endif %}
 <h2 id="expected">Expected, and what came out</h2>
 <p>The expectations are those of the proposal, section 3.1; their thresholds were fixed before the run. "Met" also requires to be above shuffled, network-only and random prototypes.</p>
-<div class="scroll"><table class="words"><thead><tr><th>outcome</th><th>expected</th><th>verdict</th><th>what came out</th></tr></thead><tbody>{% for o in outcomes %}<tr><td>{{ o.outcome }}</td><td>{{ o.expected }}</td><td class="{{ o.kind }}">{{ o.verdict }}</td><td>{{ o.came_out }}</td></tr>{% endfor %}</tbody></table></div>
+<div class="scroll"><table class="words"><thead><tr><th>outcome</th><th>expected</th><th>verdict</th><th>what came out</th></tr></thead><tbody>{% for o in outcomes %}<tr><td>{{ o.outcome }}</td><td>{{ o.expected }}</td><td class="{{ o.kind }}">{{ o.verdict }}{{ ' so far' if unfinished and o.kind != 'open' }}</td><td>{{ o.came_out }}</td></tr>{% endfor %}</tbody></table></div>
 <p class="how">Family: {{ family }}.</p>
 <h2 id="failed">What did not work</h2>
 {% if failed_table %}<p>Each comparison hoped that protoalign is above. At the trained layer, on test stimuli, by 95 % intervals over seeds{{ ' and over test stimuli, uncorrected' if with_stimuli else ', uncorrected' }}:</p>{{ failed_table }}{% else %}<p>There is no arm to compare with.</p>{% endif %}
@@ -348,7 +350,7 @@ def _means(rows):
     "Arms × metrics: mean ± standard error."
     means = arm_means(rows)
     means['value'] = [f'{m:.3f}' if np.isnan(se) else f'{m:.3f} ± {se:.3f}' for m, se in zip(means['mean'], means['se'])]
-    return means.pivot(index='arm', columns='metric', values='value').reindex(sort_arms(rows['arm'].unique())).reset_index()
+    return means.pivot(index='arm', columns='metric', values='value').reindex(sort_arms(rows['arm'].unique())).reset_index().rename_axis(columns=None)
 
 def _interval(t): return ['' if np.isnan(low) else f'{low:+.3f} to {high:+.3f}' for low, high in zip(t['ci_low'], t['ci_high'])]
 
