@@ -147,7 +147,7 @@ def _labelling(study):
     lacking = [c for c in CONTROLS if c not in by_arm]
     return _row(name, expected, _verdict(state), said + [f'not judged: {", ".join(lacking)}']*bool(lacking))
 
-# %% ../nbs/60_outcomes.ipynb #32c786b5
+# %% ../nbs/60_outcomes.ipynb #35461807
 def dose_table(
     results: pd.DataFrame, # Tidy results with several λ
     config: Config, # Configuration they come from
@@ -176,6 +176,7 @@ def _steering(table, from_sweep):
     name, expected = 'Steering', f'alignment rises with every step of λ (at least {MIN_DOSES}), top above bottom p < {ALPHA:g}'
     found = monotone(table)
     if not len(found) or found['doses'].min() < MIN_DOSES: return _row(name, expected, UNTESTABLE, [f'{found["doses"].min() if len(found) else 0} doses of λ that seeds share, {MIN_DOSES} are needed'])
+    if from_sweep and 0 not in set(table['weight']): return _row(name, expected, UNTESTABLE, ['the sweep lacks λ = 0, which is vanilla'])
     if found['seeds'].min() < 2: return _row(name, expected, UNTESTABLE, ['one seed has no test'])
     said = [f'{t.prototype}: {t.rises} of {t.doses - 1} steps rise, {t.bottom:.3f} to {t.top:.3f}, Spearman {t.spearman:+.2f}, p = {t.p:.2g} over {t.seeds} seeds' for t in found.head(10).itertuples()]
     return _row(name, expected, MET if found['monotone'].all() else NOT_MET, said + [f'{STEERED} over λ, all prototypes at once; single prototypes were not steered']*from_sweep)

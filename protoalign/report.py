@@ -119,7 +119,7 @@ def plot_training(
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', fontsize=7)
     return fig
 
-# %% ../nbs/61_report.ipynb #88f07020
+# %% ../nbs/61_report.ipynb #542ca374
 def plot_differences(
     over_seeds: pd.DataFrame, # As from `compare_arms`
     over_stimuli: pd.DataFrame, # As from `compare_over_stimuli`; may be empty
@@ -134,7 +134,7 @@ def plot_differences(
     for ax, metric in zip(axes[0], metrics):
         plot_forest(both[both['metric'] == metric], ['baseline'], p='p_holm', alpha=.05, by='over', ax=ax)
         ax.get_legend().remove()
-        ax.set(title=metric, xlabel='protoalign minus ...')
+        ax.set(title=metric, xlabel='protoalign minus ...', ylim=((both['metric'] == metric).sum() - .5, -.5))
     if both['over'].nunique() > 1: fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncol=2)
     return fig
 
@@ -200,7 +200,7 @@ def headline(
 # %% ../nbs/61_report.ipynb #28e59428
 _STYLE = '''
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; background: #fff }
-h1 { margin-bottom: .2rem } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd } nav a { margin-right: .9rem; white-space: nowrap } a { color: #0b5394 }
+h1 { margin-bottom: .2rem } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd } nav { display: flex; flex-wrap: wrap; gap: .1rem .9rem } a { color: #0b5394 }
 img { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption, .how { color: #555; font-size: .9rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .78rem } td, th { padding: .2rem .42rem; text-align: right; border-bottom: 1px solid #eee } td { white-space: nowrap }
 th { background: #f6f6f6; vertical-align: bottom } td:first-child, th:first-child, .words td, .words th { text-align: left } .words td { white-space: normal; vertical-align: top }
@@ -226,7 +226,7 @@ document.querySelectorAll("table.sortable").forEach(t => t.tHead.querySelectorAl
 }));
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => d.open = true));'''
 
-# %% ../nbs/61_report.ipynb #c785040f
+# %% ../nbs/61_report.ipynb #902804c9
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
@@ -242,7 +242,7 @@ _PAGE = '''<!doctype html>
 <div class="scroll"><table class="words"><thead><tr><th>outcome</th><th>expected</th><th>verdict</th><th>what came out</th></tr></thead><tbody>{% for o in outcomes %}<tr><td>{{ o.outcome }}</td><td>{{ o.expected }}</td><td class="{{ o.kind }}">{{ o.verdict }}{{ ' so far' if unfinished and o.kind != 'open' }}</td><td>{{ o.came_out }}</td></tr>{% endfor %}</tbody></table></div>
 <p class="how">Family: {{ family }}.</p>
 <h2 id="failed">What did not work</h2>
-{% if failed_table %}<p>Each comparison hoped that protoalign is above. At the trained layer, on test stimuli, by 95 % intervals over seeds{{ ' and over test stimuli, uncorrected' if with_stimuli else ', uncorrected' }}:</p>{{ failed_table }}{% else %}<p>There is no arm to compare with.</p>{% endif %}
+{% if failed_table %}<p>Each comparison hoped that protoalign is above. At the trained layer, on test stimuli, by 95 % intervals over seeds{{ ' and over test stimuli, uncorrected' if with_stimuli else ', uncorrected' }}:</p><div class="scroll">{{ failed_table }}</div>{% else %}<p>There is no arm to compare with.</p>{% endif %}
 {% if sentences %}<details><summary>Every comparison as a sentence</summary><ul>{% for s in sentences %}<li>{{ s }}</li>{% endfor %}</ul></details>{% endif %}
 <h2 id="figures">Figures</h2>
 {% for f in figures %}<h3>{{ f.title }}</h3><figure><img alt="{{ f.title }}" src="data:image/png;base64,{{ f.png }}"><figcaption>{{ f.caption }}</figcaption></figure>
