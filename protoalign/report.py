@@ -6,7 +6,7 @@ Docs: https://protoalign.github.io/protoalign/report.html.md"""
 
 # %% auto #0
 __all__ = ['HEADLINE', 'plot_arms', 'plot_layers', 'plot_sweep', 'plot_training', 'plot_differences', 'hopes', 'what_failed',
-           'ceilings', 'headline', 'make_report', 'ceilings_unknown']
+           'ceilings', 'headline', 'make_report']
 
 # %% ../nbs/61_report.ipynb #6703624c
 import base64, io, json
@@ -207,7 +207,7 @@ th { background: #f6f6f6; vertical-align: bottom } td:first-child, th:first-chil
 th.sorts { cursor: pointer } th[aria-sort=ascending]::after { content: " \\2191" } th[aria-sort=descending]::after { content: " \\2193" }
 pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere } summary { cursor: pointer; font-weight: 600; margin: .6rem 0 }
 .note { background: #fff6e0; border-left: 4px solid #de8f05; padding: .6rem 1rem } .met, .not, .open { font-weight: 600; white-space: nowrap } .met { color: #00664b } .not { color: #a33c00 } .open { color: #555 }
-@media print { body { margin: 0; max-width: none; font-size: 10pt } nav { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid } .scroll { overflow: visible } table { font-size: 6.5pt } td { white-space: normal } }'''
+@media print { body { margin: 0; max-width: none; font-size: 10pt } nav { display: none } h2, h3 { break-after: avoid } figure, tr { break-inside: avoid } .scroll { overflow: visible } table { font-size: 6pt } td, th { padding: .1rem .22rem } img { max-height: 24cm } }'''
 
 _SCRIPT = '''
 const value = c => { const t = c.textContent.trim(), n = parseFloat(t.replace("\\u2212", "-")); return t === "" ? null : isNaN(n) ? t : n };
@@ -224,9 +224,9 @@ document.querySelectorAll("table.sortable").forEach(t => t.tHead.querySelectorAl
   h.addEventListener("click", sort);
   h.addEventListener("keydown", e => { if (e.key === "Enter") sort() });
 }));
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => d.open = true));'''
+addEventListener("beforeprint", () => document.querySelectorAll("details:not(.long)").forEach(d => d.open = true));'''
 
-# %% ../nbs/61_report.ipynb #902804c9
+# %% ../nbs/61_report.ipynb #50361b9c
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
@@ -243,7 +243,7 @@ _PAGE = '''<!doctype html>
 <p class="how">Family: {{ family }}.</p>
 <h2 id="failed">What did not work</h2>
 {% if failed_table %}<p>Each comparison hoped that protoalign is above. At the trained layer, on test stimuli, by 95 % intervals over seeds{{ ' and over test stimuli, uncorrected' if with_stimuli else ', uncorrected' }}:</p><div class="scroll">{{ failed_table }}</div>{% else %}<p>There is no arm to compare with.</p>{% endif %}
-{% if sentences %}<details><summary>Every comparison as a sentence</summary><ul>{% for s in sentences %}<li>{{ s }}</li>{% endfor %}</ul></details>{% endif %}
+{% if sentences %}<details class="long"><summary>Every comparison as a sentence</summary><ul>{% for s in sentences %}<li>{{ s }}</li>{% endfor %}</ul></details>{% endif %}
 <h2 id="figures">Figures</h2>
 {% for f in figures %}<h3>{{ f.title }}</h3><figure><img alt="{{ f.title }}" src="data:image/png;base64,{{ f.png }}"><figcaption>{{ f.caption }}</figcaption></figure>
 {% endfor %}
@@ -403,7 +403,7 @@ def _tables(out, run, rows, tests, over, came, bounds):
     _written(out, {name: o[3] for name, o in found.items()} | {'outcomes': came.table, 'evidence': came.evidence})
     return [dict(title=t, caption=c, html=_table(f, index=False, classes='sortable'), open=o) for t, c, f, _, o in found.values()]
 
-# %% ../nbs/61_report.ipynb #66d35ce9
+# %% ../nbs/61_report.ipynb #8f9d1924
 def make_report(
     out, # Directory of a run
     data_dir=None, # Folder of the user's data sets, for the gallery
@@ -414,7 +414,7 @@ def make_report(
     run = read_run(out)
     set_style()
     (data, reason), came, (rows, tests, over) = _stimuli(run.config, data_dir), judge_run(out), _compared(run)
-    bounds = ceilings(data, run.results['target'].iloc[0]) if data else ceilings_unknown()
+    bounds = ceilings(data, run.results['target'].iloc[0]) if data else _no_ceilings()
     figures, failed = _drawn(out, _figures(out, run, tests, over, data, reason, bounds, stimuli))
     atlas = stimuli and data is not None and _atlas(out, run.config, data, failed)
     tables = _tables(out, run, rows, tests, over, came, bounds)
@@ -422,8 +422,7 @@ def make_report(
     with atomic_write(out/'report.html') as p: p.write_text(page, encoding='utf-8')
     return out/'report.html'
 
-def ceilings_unknown() -> pd.DataFrame: # No rows, columns as `ceilings`
-    "What is known of ceilings without the data."
+def _no_ceilings():
     return pd.DataFrame(columns=['metric', 'lower', 'upper', 'what'])
 
 def _atlas(out, config, data, failed):

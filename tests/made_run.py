@@ -17,7 +17,7 @@ def value_of(cell, metric, gain, rng):
     return .9 + .001*rng.normal() if metric == 'task_accuracy' else .2 + dose*gain.get(cell.arm, 0) + .002*rng.normal()
 
 
-def make_run(out, config, gain=None, missing=(), artefacts=True):
+def make_run(out, config, gain=None, missing=(), artefacts=True, spread=.03):
     "Every cell but the missing ones: arms gain over 0.2, tasks are at 0.9, scores scatter a little over seeds and stimuli."
     open_run(config, out)
     for i, cell in enumerate(c for c in cells(config) if c.name not in missing):
@@ -30,7 +30,7 @@ def make_run(out, config, gain=None, missing=(), artefacts=True):
                 rows += [{**common, 'layer': layer, 'split': split, 'metric': metric, 'n': 40, 'value': value} for split in ('val', 'test')]
         pd.DataFrame(rows, columns=COLUMNS).to_csv(out/'cells'/f'{cell.name}.csv', index=False)
         scatter = rng.normal(size=(40, len(METRICS)))
-        scores = pd.DataFrame(np.array(list(at.values())) + .03*(scatter - scatter.mean(0)), columns=list(at)).drop(columns='task_accuracy')
+        scores = pd.DataFrame(np.array(list(at.values())) + spread*(scatter - scatter.mean(0)), columns=list(at)).drop(columns='task_accuracy')
         if artefacts: save_artefact(out/'artefacts'/f'{cell.name}.npz', scores, range(40))
     (out/'environment.json').write_text(json.dumps([dict(command='protoalign run <made up> & "quoted"', python='3')]*2))
     return out

@@ -49,6 +49,12 @@ def test_without_artefacts_nothing_is_met_but_failures_stay(tmp_path):
     assert verdicts(make_run(tmp_path/'b', CONFIG, {}, artefacts=False)).iloc[:4].tolist() == [NOT_MET]*4
 
 
+def test_what_holds_over_seeds_alone_is_not_met(tmp_path):
+    "The same gain in every seed, carried by a few stimuli."
+    came = judge_run(make_run(tmp_path, CONFIG, TRUE, spread=3.))
+    assert (came.evidence['p_bonferroni'] < .01).all() and came.table['verdict'].iloc[:4].tolist() == [NOT_MET]*4
+
+
 def test_unfinished_runs(tmp_path):
     missing = [f'random-seed{s}-lam0.5' for s in range(5)] + ['protoalign-seed4-lam0.5']
     came = judge_run(make_run(tmp_path, CONFIG, TRUE, missing))

@@ -113,7 +113,7 @@ addEventListener("load", () => setTimeout(() => {
   const k = [...tests.tHead.rows[0].cells].findIndex(c => c.textContent === "difference"), said = {images: images.length, loaded: images.filter(i => i.complete && i.naturalWidth > 0 && i.alt).length};
   head(k).click(); said.up = column(k);
   head(k).click(); said.down = column(k); said.sorted = head(k).getAttribute("aria-sort");
-  dispatchEvent(new Event("beforeprint")); said.folded = [...document.querySelectorAll("details")].filter(d => !d.open).length;
+  dispatchEvent(new Event("beforeprint")); said.folded = [...document.querySelectorAll("details:not(.long)")].filter(d => !d.open).length;
   said.wide = document.documentElement.scrollWidth - innerWidth;
   said.broken = [...document.querySelectorAll("nav a")].filter(a => !document.querySelector(a.getAttribute("href"))).length;
   const out = document.createElement("pre"); out.id = "probe"; out.textContent = JSON.stringify(said); document.body.append(out);
