@@ -45,6 +45,22 @@ def test_attack_stays_in_the_ball_and_is_never_easier(network, images):
     with pytest.raises(ValueError, match='from 0 to 1'): pgd(network, images - 1, y)
 
 
+def test_an_image_that_fools_comes_before_a_higher_loss():
+    from protoalign.generalisation import _worst
+    fooled, unsure = torch.tensor([1., 1.01, -5]), torch.tensor([1., .99, .99])
+    for order in ([fooled, unsure], [unsure, fooled]): assert torch.equal(_worst(nn.Flatten(), torch.stack(order)[:, None, :, None, None], torch.tensor([0])).flatten(), fooled)
+
+
+def test_what_was_seen_leaves_the_test(network):
+    from protoalign.data import split_stimuli
+    from protoalign.generalisation import Target
+    rng, groups = np.random.default_rng(0), tuple(f's{i}' for i in range(80))
+    t = Target(torch.rand(80, 3, 8, 8), rng.normal(size=(80, 5)), split_stimuli(groups), groups)
+    count = lambda seen: generalise(network, {'a': t}, ['layer1'], n_groups=4, seen=seen)['n'].iloc[0]
+    assert count(()) == len(t.split.test) and count([groups[i] for i in t.split.test[:3]]) == len(t.split.test) - 3
+    with pytest.raises(ValueError, match='at least 4'): count(groups)
+
+
 def test_more_restarts_hurt_no_less(network, images):
     with torch.no_grad(): y = network.eval()(images).argmax(1)
     left = [task_hits(network, pgd(network, images, y, 1/255, n_steps=3, n_restarts=n), y).sum() for n in (1, 4)]

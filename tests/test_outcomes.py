@@ -90,6 +90,15 @@ def test_the_mean_over_stimuli_is_the_score(rotated):
     for metric, value in whole.items(): assert scores[metric].mean() == pytest.approx(value, abs=1e-9)
 
 
+def test_without_each_stimulus_one_by_one():
+    d = load('digits')
+    x, y = d.stimuli[:132].reshape(132, -1).astype(float), d.responses['simulated-01'].values[:132]
+    scores, n = stimulus_scores(x[:120], y[:120], x[120:], y[120:], n_groups=5), 12
+    score = lambda rows: pd.Series(score_layer(x[:120], y[:120], {'t': (x[rows], y[rows])}, n_groups=5)['t'])
+    whole, left = score(np.arange(120, 132)), pd.DataFrame([score(np.delete(np.arange(120, 132), i)) for i in range(n)])
+    for metric in scores: assert np.allclose(scores[metric], whole[metric] + (n - 1)*(left[metric].mean() - left[metric]), atol=1e-8), metric
+
+
 def test_artefacts_refuse_what_does_not_fit(tmp_path):
     scores = pd.DataFrame({'a': np.arange(8.)})
     with pytest.raises(ValueError, match='of 8 test stimuli'): save_artefact(tmp_path/'a.npz', scores, range(8), activations=np.ones((7, 2)))
