@@ -24,7 +24,7 @@ def test_planted_axes_are_learned_from_the_brain_alone(tmp_path):
     assert len(lib) == 20 and lib.provenance['layer'] == 'layer2'
     refreshes = pd.read_csv(tmp_path/'libraries'/'protoalign-seed0-lam0.5.refreshes.csv')
     assert refreshes.epoch.tolist() == [0, 2, 4] and (refreshes.kept[1:] > .5).all()
-    assert make_report(tmp_path).read_text().count('<img') == 5
+    assert make_report(tmp_path).read_text().count('<img') == 6
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
