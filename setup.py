@@ -25,6 +25,6 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=['protoalign'],
     install_requires=lines('requirements'),
-    extras_require={name: lines(f'{name}_requirements') for name in ('dev', 'files', 'audio', 'meeg', 'encoding', 'networks', 'hub')},
+    extras_require={name: lines(f'{name}_requirements') for name in ('dev', 'files', 'audio', 'meeg', 'encoding', 'search', 'cluster', 'networks', 'hub')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['protoalign=protoalign._modidx:d']},
 )
