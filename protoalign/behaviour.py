@@ -9,6 +9,7 @@ __all__ = ['JudgementScores', 'judgement_alignment', 'load_judgements', 'label_s
            'halve_counts', 'label_alignment']
 
 # %% ../nbs/23_behaviour.ipynb #3fb3b4fc
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -27,10 +28,10 @@ from .sources import data_folder
 class JudgementScores(NamedTuple):
     "Result of `judgement_alignment`."
     people: pd.DataFrame # One row for each person: score, others (what the mean of the other people scores)
-    score: float # Mean over people
+    score: float # Mean over people; NaN where one of them, or the network, has no correlation
     lower: float # Lower noise ceiling of the mean
     upper: float # Upper noise ceiling
-    p: float # Permutation p of the mean, one-sided
+    p: float # Permutation p of the mean, one-sided; NaN where the score is
     null_high: float # 95 % quantile of the permutations
 
 def _condensed(rdms):
@@ -42,10 +43,17 @@ def _condensed(rdms):
     return d, n
 
 def _standard(d, method):
-    "Rows (ranked for 'spearman') with mean 0 and norm 1."
+    "Rows (ranked for 'spearman') with mean 0 and norm 1; NaN for a row that does not vary."
     d = rankdata(d, axis=-1) if method == 'spearman' else d
-    d = d - d.mean(-1, keepdims=True)
-    return d/np.linalg.norm(d, axis=-1, keepdims=True)
+    c = d - d.mean(-1, keepdims=True)
+    norm = np.linalg.norm(c, axis=-1, keepdims=True)
+    return c/np.where(norm > 1e-12*np.abs(d).max(-1, keepdims=True), norm, np.nan)
+
+def _why_none(model, square, people):
+    "Why the mean score has no value."
+    bad, flat = (~np.isfinite(model)).sum(), np.isnan(people).any(1).sum()
+    if bad: return f'{bad} of {len(model)} dissimilarities of the network are NaN or infinite (a stimulus whose activations do not vary?)'
+    return 'all dissimilarities of the network are equal' if np.isnan(square).any() else f'{flat} of {len(people)} people judge all pairs alike: leave them out'
 
 def judgement_alignment(
     x, # Activations, (n_stimuli, n_features), or a condensed RDM (n_stimuli(n_stimuli-1)/2,)
@@ -54,7 +62,7 @@ def judgement_alignment(
     metric: str='correlation', # Dissimilarity of activations, see `rdm`
     n_permutations: int=1000, # Of the stimuli
     random_state: int=0, # Of the permutations
-) -> JudgementScores: # Scores of each person and of the mean, ceilings, p. ValueError for shapes that do not fit, fewer than 2 people, or an unknown method
+) -> JudgementScores: # Scores of each person and of the mean, ceilings, p; NaN with a warning where the network or a person does not vary. ValueError for shapes that do not fit, fewer than 2 people, or an unknown method
     "How well a network's dissimilarities agree with those that people judge."
     if method not in ('spearman', 'pearson'): raise ValueError(f"method is 'spearman' or 'pearson', got {method!r}")
     d, n = _condensed(rdms)
@@ -65,9 +73,11 @@ def judgement_alignment(
     orders = [np.arange(n)] + [rng.permutation(n) for _ in range(n_permutations)]
     upper, mean = np.triu_indices(n, 1), people.mean(0)
     null = np.array([square[np.ix_(o, o)][upper] @ mean for o in orders])
+    p = float((null >= null[0] - 1e-12).mean()) if np.isfinite(null[0]) else float('nan')
+    if np.isnan(p): warnings.warn(f'score and p are NaN: {_why_none(model, square, people)}', stacklevel=2)
     seen = rankdata(d, axis=1) if method == 'spearman' else people
     others = [one @ _standard(seen.sum(0) - own, method) for one, own in zip(people, seen)]
-    return JudgementScores(pd.DataFrame(dict(score=people @ square[upper], others=others)), float(null[0]), *rsa_ceiling(d, method), float((null >= null[0] - 1e-12).mean()), float(np.quantile(null, .95)))
+    return JudgementScores(pd.DataFrame(dict(score=people @ square[upper], others=others)), float(null[0]), *rsa_ceiling(d, method), p, float(np.quantile(null, .95)))
 
 # %% ../nbs/23_behaviour.ipynb #61b37be3
 def load_judgements(
@@ -87,11 +97,14 @@ def _checked(p, counts, what='probabilities'):
     return p, counts
 
 def _row_correlation(a, b, keep):
-    "Pearson correlation of each row of a with that of b over the columns kept (same number in each row); NaN where one does not vary."
+    "Pearson correlation of each row of a with that of b over the columns kept (same number in each row); NaN where one does not vary, measured by its largest value."
     a, b = (o[keep].reshape(len(o), -1) for o in (a, b))
-    a, b = (o - o.mean(1, keepdims=True) for o in (a, b))
-    norm = np.linalg.norm(a, axis=1)*np.linalg.norm(b, axis=1)
-    return np.divide((a*b).sum(1), norm, out=np.full(len(a), np.nan), where=norm > 1e-12)
+    a, b = (o/np.maximum(np.abs(o).max(1, keepdims=True), np.finfo(float).tiny) for o in (a, b))
+    return (_standard(a, 'pearson')*_standard(b, 'pearson')).sum(1)
+
+def _doubts(p, q): return _row_correlation(p, q, np.arange(p.shape[1]) != q.argmax(1)[:, None])
+
+def _mean(r): return float(np.nanmean(r)) if np.isfinite(r).any() else float('nan')
 
 def _entropy(p): return -xlogy(p, p).sum(1)
 
@@ -104,11 +117,9 @@ def label_scores(
     if not np.allclose(p.sum(1), 1, atol=1e-3) or (p < 0).any(): raise ValueError(f'rows must be probabilities that sum to 1, got sums from {p.sum(1).min():.3g} to {p.sum(1).max():.3g}: apply a softmax first')
     q = counts/counts.sum(1, keepdims=True)
     with np.errstate(divide='ignore'): cost = -xlogy(q, p).sum(1).mean()
-    doubt = _row_correlation(p, q, np.arange(p.shape[1]) != q.argmax(1)[:, None])
-    ranks = [_standard(_entropy(o), 'spearman') if np.ptp(_entropy(o)) > 0 else np.full(len(o), np.nan) for o in (p, q)]
-    image = _row_correlation(p, q, np.ones(p.shape, bool))
-    mean = lambda r: float(np.nanmean(r)) if np.isfinite(r).any() else float('nan')
-    return dict(cross_entropy=float(cost), image_r=mean(image), doubt_r=mean(doubt), entropy_r=float(ranks[0] @ ranks[1]), n_doubted=int(np.isfinite(doubt).sum()))
+    doubt, image = _doubts(p, q), _row_correlation(p, q, np.ones(p.shape, bool))
+    ranks = [_standard(_entropy(o), 'spearman') for o in (p, q)]
+    return dict(cross_entropy=float(cost), image_r=_mean(image), doubt_r=_mean(doubt), entropy_r=float(ranks[0] @ ranks[1]), n_doubted=int(np.isfinite(doubt).sum()))
 
 # %% ../nbs/23_behaviour.ipynb #fe22370f
 def fit_temperature(
@@ -151,15 +162,18 @@ def label_alignment(
     counts, # How many people chose each class, (n_images, n_classes), whole numbers
     n_splits: int=20, # Deals into halves
     random_state: int=0, # Of the deals
-) -> pd.DataFrame: # Rows cross_entropy, image_r, doubt_r, entropy_r; columns network (against all people), network_half and people_half (against one half of them), sd_half (of the difference over deals)
+) -> pd.DataFrame: # Rows cross_entropy, image_r, doubt_r, entropy_r, n_doubted (images in doubt_r); columns network (against all people), network_half and people_half (against one half of them, mean over deals; doubt_r of both over the same images), sd_half (of the difference over deals)
     "A network's agreement with people's answers, beside that of other people."
     probabilities, counts = _checked(probabilities, counts)
     table = {'network': label_scores(probabilities, counts)}
     halves = [[o[i] for i in order] for s in range(n_splits) for o in [halve_counts(counts, (random_state, s))] for order in ((0, 1), (1, 0))]
-    network, people = [label_scores(probabilities, b) for _, b in halves], []
+    network, people = [], []
     for a, b in halves:
-        smooth = (a + 1/a.shape[1])/(a.sum(1, keepdims=True) + 1)
-        people.append({**label_scores(a/a.sum(1, keepdims=True), b), 'cross_entropy': label_scores(smooth, b)['cross_entropy']})
+        shares, smooth = a/a.sum(1, keepdims=True), (a + 1/a.shape[1])/(a.sum(1, keepdims=True) + 1)
+        doubts = np.stack([_doubts(o, b/b.sum(1, keepdims=True)) for o in (probabilities, shares)])
+        both = np.isfinite(doubts).all(0)
+        same = [dict(doubt_r=_mean(o[both]), n_doubted=both.sum()) for o in doubts]
+        network.append({**label_scores(probabilities, b), **same[0]})
+        people.append({**label_scores(shares, b), 'cross_entropy': label_scores(smooth, b)['cross_entropy'], **same[1]})
     network, people = pd.DataFrame(network), pd.DataFrame(people)
-    table = pd.DataFrame({**table, 'network_half': network.mean(), 'people_half': people.mean(), 'sd_half': (network - people).std()})
-    return table.drop('n_doubted')
+    return pd.DataFrame({**table, 'network_half': network.mean(), 'people_half': people.mean(), 'sd_half': (network - people).std()})

@@ -62,6 +62,16 @@ def effective_rank(
     return entropy_rank(xp.linalg.svdvals(x))
 
 # %% ../nbs/23_dimensionality.ipynb #d84b491f
+def _two_nn(x, confidence=.95):
+    "(dimension, low, high), and the rows whose nearest neighbour is no further than rounding: where there are any, all three are NaN."
+    close = NearestNeighbors(n_neighbors=min(4, len(x) - 1)).fit(x - x.mean(0)).kneighbors(return_distance=False)
+    near = np.sort([np.linalg.norm(x - x[c], axis=1) for c in close.T], axis=0)[:2].T
+    twins = np.flatnonzero(near[:, 0] <= 1e-9*near[:, 1].max())
+    if len(twins): return (float('nan'),)*3, twins
+    n, total = len(x), np.log(near[:, 1]/near[:, 0]).sum()
+    values = np.array([n - 1, *gamma.ppf([(1 - confidence)/2, (1 + confidence)/2], n)])
+    return tuple((values/total if total > 0 else np.full(3, np.inf)).tolist()), twins
+
 def two_nn(
     x, # Responses, (n_stimuli, n_features), no two stimuli alike
     confidence: float=.95, # Of the interval
@@ -70,24 +80,20 @@ def two_nn(
     x = as_matrix(x)
     x = x.detach().cpu().numpy() if is_torch_array(x) else x
     if len(x) < 3: raise ValueError(f'two neighbours need at least 3 stimuli, got a matrix of shape {x.shape}')
-    close = NearestNeighbors(n_neighbors=min(4, len(x) - 1)).fit(x - x.mean(0)).kneighbors(return_distance=False)
-    near = np.sort([np.linalg.norm(x - x[c], axis=1) for c in close.T], axis=0)[:2].T
-    twins = np.flatnonzero(near[:, 0] <= 1e-9*near[:, 1].max())
+    found, twins = _two_nn(x, confidence)
     if len(twins): raise ValueError(f'{len(twins)} of {len(x)} stimuli have the response of another one (first rows: {twins[:5].tolist()}): leave copies out')
-    n, total = len(x), np.log(near[:, 1]/near[:, 0]).sum()
-    values = np.array([n - 1, *gamma.ppf([(1 - confidence)/2, (1 + confidence)/2], n)])
-    return tuple((values/total if total > 0 else np.full(3, np.inf)).tolist())
+    return found
 
 # %% ../nbs/23_dimensionality.ipynb #4dd252c9
 def dimensionality(
     sides: dict, # {name: responses (n_stimuli, n_features)}
-) -> pd.DataFrame: # One row for each: n_stimuli, n_features, participation_ratio (corrected), participation_plain, effective_rank, two_nn, two_nn_low, two_nn_high; NaN for TWO-NN where stimuli have equal responses
+) -> pd.DataFrame: # One row for each: n_stimuli, n_features, participation_ratio (corrected), participation_plain, effective_rank, two_nn, two_nn_low, two_nn_high; NaN for TWO-NN where stimuli have equal responses (to rounding, as in `two_nn`)
     "Dimensions of several systems, or of the layers of a network."
     rows = {}
     for name, x in sides.items():
         x = as_matrix(x)
         x = x.detach().cpu().numpy() if is_torch_array(x) else x
-        distinct = len(np.unique(x, axis=0)) == len(x) > 2
+        found = _two_nn(x)[0] if len(x) > 2 else (float('nan'),)*3
         rows[name] = dict(n_stimuli=len(x), n_features=x.shape[1], participation_ratio=participation_ratio(x), participation_plain=participation_ratio(x, debiased=False),
-                          effective_rank=effective_rank(x), **dict(zip(('two_nn', 'two_nn_low', 'two_nn_high'), two_nn(x) if distinct else [float('nan')]*3)))
+                          effective_rank=effective_rank(x), **dict(zip(('two_nn', 'two_nn_low', 'two_nn_high'), found)))
     return pd.DataFrame.from_dict(rows, orient='index')

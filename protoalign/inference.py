@@ -65,17 +65,21 @@ def stimulus_orders(
 def exact_p(
     scores: np.ndarray, # Score under each order, (1 + n_permutations, n_scores), the true order first
     tail: str='greater', # 'greater', or 'two-sided': distance from the mean over orders
-): # p of each score, and p_max of each within the family of all, both (n_scores,); NaN where the true order's score is NaN
+): # p of each score, and p_max of each within the family of all, both (n_scores,); NaN where the true order's score is NaN; a random order without a score counts as reaching it, with a warning
     "Exact permutation p values, (b+1)/(m+1), single and family-wise by the maximum statistic; ValueError for an unknown tail."
     if tail not in ('greater', 'two-sided'): raise ValueError(f"unknown tail {tail!r}; known: 'greater', 'two-sided'")
     scores = np.asarray(scores, dtype=float)
-    sd = scores.std(0)
-    t = (scores - scores.mean(0))/np.where(sd > 1e-12*np.abs(scores).max(0), sd, np.nan)
-    t = np.where(np.isfinite(t), t, -np.inf if tail == 'greater' else 0.)
+    known = np.isfinite(scores)
+    missing, n, filled = ~known & known[0], np.maximum(known.sum(0), 1), np.where(known, scores, 0)
+    if missing.any(): warnings.warn(f'{missing.any(1).sum()} of {len(scores) - 1} random orders have no score (NaN) for {missing.any(0).sum()} of {len(n)} scores: they count as reaching the true one', stacklevel=2)
+    c = np.where(known, filled - filled.sum(0)/n, 0)
+    sd = np.sqrt((c**2).sum(0)/n)
+    t = c/np.where(sd > 1e-12*np.abs(filled).max(0), sd, np.nan)
+    t = np.where(np.isfinite(t) & known, t, -np.inf if tail == 'greater' else 0.)
     if tail == 'two-sided': t = np.abs(t)
     reach = t[0] - 1e-9*np.where(np.isfinite(t[0]), np.maximum(1, np.abs(t[0])), 0)
-    found = (t >= reach).mean(0), (t.max(1)[:, None] >= reach).mean(0)
-    return tuple(np.where(np.isfinite(scores[0]), p, np.nan) for p in found)
+    found = ((t >= reach) | missing).mean(0), ((t.max(1)[:, None] >= reach) | missing).mean(0)
+    return tuple(np.where(known[0], p, np.nan) for p in found)
 
 # %% ../nbs/23_inference.ipynb #d71103cd
 class Permuted(NamedTuple):
@@ -83,16 +87,22 @@ class Permuted(NamedTuple):
     table: pd.DataFrame # One row for each score: name, score, p, p_max, null_mean, null_95, n_permutations, p_least (no p can be smaller)
     null: np.ndarray # Scores under the random orders, (n_permutations, n_scores)
 
+def _null_mean_95(null):
+    "Mean and 95 % quantile of the null scores that have a value, (n_scores,) each; NaN where none has."
+    mean, high, known = null.mean(0), np.quantile(null, .95, axis=0), np.isfinite(null)
+    for k in np.flatnonzero(known.any(0) & ~known.all(0)): mean[k], high[k] = null[known[:, k], k].mean(), np.quantile(null[known[:, k], k], .95)
+    return mean, high
+
 def _log_orders(n, groups, blocks): return sum(lgamma(len(o) + 1) for o in _exchangeable(n, groups, blocks))
 
 def _permuted(scores, names, tail, n, groups, blocks):
     "Table of a permutation test from scores under each order, the true one first."
     scores = np.asarray(scores, dtype=float).reshape(len(scores), -1)
     p, p_max = exact_p(scores, tail)
-    m, least = len(scores) - 1, np.exp(-_log_orders(n, groups, blocks))
+    m, least, (mean, high) = len(scores) - 1, np.exp(-_log_orders(n, groups, blocks)), _null_mean_95(scores[1:])
     names = range(scores.shape[1]) if names is None else list(names)
-    return Permuted(pd.DataFrame(dict(name=names, score=scores[0], p=p, p_max=p_max, null_mean=scores[1:].mean(0),
-                    null_95=np.quantile(scores[1:], .95, axis=0), n_permutations=m, p_least=max(1/(m + 1), least))), scores[1:])
+    return Permuted(pd.DataFrame(dict(name=names, score=scores[0], p=p, p_max=p_max, null_mean=mean,
+                    null_95=high, n_permutations=m, p_least=max(1/(m + 1), least))), scores[1:])
 
 def permutation_test(
     score, # Function of (x, y) with rows paired -> number or vector; larger is better

@@ -18,6 +18,7 @@ from scipy.spatial.distance import cdist
 
 from .choose_k import stimulus_permutations
 from .data import paired
+from .inference import exact_p
 from .joint import cluster_means
 from .score import BrainGroups
 from .sharedness import margins, pairs_right, permutation_p
@@ -135,6 +136,12 @@ def prototype_alignment(
     return PrototypeAlignment(table, float(kappas[0]), float((kappas >= kappas[0] - 1e-12).mean()) if chance < 1 else float('nan'), a, b)
 
 # %% ../nbs/39_prototype_alignment.ipynb #33d59b50
+def _interval(draws, confidence):
+    "Percentiles of the draws that have a value, and how many have one, (K,) each; no interval where more than half have none."
+    known, ends = np.isfinite(draws), [(1 - confidence)/2, (1 + confidence)/2]
+    found = [np.quantile(o[f], ends) if 2*f.sum() >= len(f) and f.any() else (np.nan, np.nan) for o, f in zip(draws.T, known.T)]
+    return *np.transpose(found), known.sum(0)
+
 def alignment_difference(
     one: PrototypeAlignment, # Of one network with a second system
     two: PrototypeAlignment, # Of another network with the same second system, the same labels and new stimuli
@@ -142,7 +149,7 @@ def alignment_difference(
     groups=None, # Content group of each new stimulus, exchanged and drawn as wholes; every stimulus its own if None
     confidence: float=.95, # Of the interval
     random_state: int=0, # Of exchanges and samples
-) -> pd.DataFrame: # One row for each prototype: prototype, phi_one, phi_two, difference, low, high, p (two-sided), p_corrected; NaN where a phi has no value. ValueError where the second system is not the same
+) -> pd.DataFrame: # One row for each prototype: prototype, phi_one, phi_two, difference, ci_low, ci_high, n_draws (bootstrap samples in the interval), p (two-sided), p_corrected; NaN where a phi has no value, the interval also where more than half of the samples have none. ValueError where the second system is not the same
     "On which prototypes is one network better aligned than another?"
     if len(one.second) != len(two.second) or (one.second != two.second).any() or len(one.table) != len(two.table):
         raise ValueError(f'both alignments need the same second system, prototypes and new stimuli, got {len(one.table)} prototypes of {len(one.second)} stimuli and {len(two.table)} of {len(two.second)}')
@@ -152,9 +159,9 @@ def alignment_difference(
     null = phi(np.where(swap, c, a), b, k) - phi(np.where(swap, a, c), b, k)
     members = [np.flatnonzero(codes == g) for g in range(codes.max() + 1)]
     rows = [np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))]) for _ in range(n_permutations)]
-    low, high = np.nanquantile([phi(a[r], b[r], k) - phi(c[r], b[r], k) for r in rows], [(1 - confidence)/2, (1 + confidence)/2], axis=0)
-    alone, corrected = permutation_p(np.abs(null))
-    return pd.DataFrame(dict(prototype=np.arange(k), phi_one=one.table.phi, phi_two=two.table.phi, difference=null[0], low=low, high=high, p=alone, p_corrected=corrected))
+    low, high, used = _interval(np.array([phi(a[r], b[r], k) - phi(c[r], b[r], k) for r in rows]), confidence)
+    alone, corrected = exact_p(np.abs(null))
+    return pd.DataFrame(dict(prototype=np.arange(k), phi_one=one.table.phi, phi_two=two.table.phi, difference=null[0], ci_low=low, ci_high=high, n_draws=used, p=alone, p_corrected=corrected))
 
 def plot_prototype_alignment(
     results: dict, # {name: `PrototypeAlignment` with the same prototypes}

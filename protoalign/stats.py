@@ -115,11 +115,12 @@ def paired_over_stimuli(
     n_draws: int=2000, # Bootstrap samples
     confidence: float=.95, # Of the interval
     random_state: int=0, # Of the draws
-) -> dict: # difference, se, ci_low, ci_high, p, p_sign_flip, n_stimuli, n_groups; ValueError for unequal shapes or fewer than 7 groups
+) -> dict: # difference, se, ci_low, ci_high, p, p_sign_flip, n_stimuli, n_groups; ValueError for unequal shapes, NaN, or fewer than 7 groups
     "Paired bootstrap over test stimuli, with a sign-flip test beside it."
     a, b = (np.atleast_2d(np.asarray(o, dtype=float)) for o in (a, b))
     if a.shape != b.shape: raise ValueError(f'pairs need the same stimuli (and seeds) on both sides, got shapes {a.shape} and {b.shape}')
     d = (a - b).mean(0)
+    if not np.isfinite(d).all(): raise ValueError(f'{(~np.isfinite(d)).sum()} of {len(d)} stimuli have a NaN or infinite difference: leave them out on both sides')
     found = bootstrap_score(lambda rows: d[rows].mean(), len(d), n_draws, groups, confidence=confidence, random_state=random_state).table.iloc[0]
     by_group = d if groups is None else pd.Series(d).groupby(np.asarray(groups)).sum().to_numpy()
     return dict(difference=d.mean(), **found[['se', 'ci_low', 'ci_high', 'p']], p_sign_flip=sign_flip_p(by_group), n_stimuli=len(d), n_groups=len(by_group))

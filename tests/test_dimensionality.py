@@ -91,3 +91,14 @@ def test_no_value():
     (lambda x: two_nn(x[:2]), 'at least 3'), (lambda x: two_nn(np.vstack([x, x[:2]])), '4 of 22 stimuli'), (lambda x: participation_ratio(x[0]), 'matrix')])
 def test_refused(call, match):
     with pytest.raises(ValueError, match=match): call(np.random.default_rng(0).normal(size=(20, 5)))
+
+
+@pytest.mark.parametrize('apart', [0, 1e-14])
+def test_table_and_two_nn_agree_on_twins(apart):
+    "Responses that differ by rounding alone were no twins to the table, and stopped it."
+    x = np.random.default_rng(0).normal(size=(30, 5))
+    x[7] = x[3] + apart
+    with pytest.raises(ValueError, match='2 of 30 stimuli have the response of another one'): two_nn(x)
+    table = dimensionality(dict(twins=x, others=x[8:]))
+    assert table.filter(like='two_nn').isna().all(axis=1).tolist() == [True, False]
+    assert table.loc['others', ['two_nn', 'two_nn_low', 'two_nn_high']].tolist() == pytest.approx(two_nn(x[8:]))

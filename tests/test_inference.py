@@ -71,6 +71,40 @@ def test_max_statistic_is_never_smaller_and_stops_at_the_family(rng):
     assert np.isnan(exact_p(bad)[0][3]) and np.isnan(exact_p(bad)[1][3]) and np.isfinite(exact_p(bad)[1][:3]).all()
 
 
+@pytest.mark.parametrize('tail', ['greater', 'two-sided'])
+def test_an_order_without_a_score_counts_as_reaching(rng, tail):
+    "One NaN made p and p_max of its score 1, and the mean of the null NaN, without a word."
+    scores = rng.normal(size=(200, 5))
+    scores[0] = 3
+    holes = scores.copy()
+    holes[[7, 70], 2] = np.nan
+    full = exact_p(np.delete(scores, [7, 70], 0), tail)
+    with pytest.warns(UserWarning, match='2 of 199 random orders have no score.* for 1 of 5 scores'): p, p_max = exact_p(holes, tail)
+    t = (holes - np.nanmean(holes, 0))/np.nanstd(holes, 0)
+    t = np.abs(t) if tail == 'two-sided' else t
+    assert p[2] == pytest.approx((198*full[0][2] + 2)/200) and p[2] < .05
+    np.testing.assert_allclose(p_max, [((np.nanmax(t, 1) >= t[0, k]) | np.isnan(t[:, k])).mean() for k in range(5)])
+    assert (p_max < .2).all() and (p_max >= p).all()
+
+
+def test_permutation_test_with_an_order_without_a_score(rng):
+    x, y = np.arange(9.), np.arange(9.)
+    score = lambda a, b: np.nan if b[0] == 4 else stats.pearsonr(a, b).statistic
+    with pytest.warns(UserWarning, match='random orders have no score'): found = permutation_test(score, x, y, 99)
+    known = found.null[np.isfinite(found.null)]
+    lost = 99 - len(known)
+    assert 0 < lost < 40 and found.table.p[0] == found.table.p_max[0] == (lost + 1)/100
+    assert found.table.null_mean[0] == pytest.approx(known.mean()) and found.table.null_95[0] == pytest.approx(np.quantile(known, .95))
+
+
+def test_a_stimulus_without_a_score_is_refused(rng):
+    "With groups, pandas left it out of its sum: p_sign_flip was that of other data."
+    a, b = rng.normal(size=(2, 3, 20)) + [[[.6]], [[0]]]
+    a[1, 4] = np.nan
+    for groups in (None, np.arange(20)//2):
+        with pytest.raises(ValueError, match='1 of 20 stimuli have a NaN or infinite difference'): paired_over_stimuli(a, b, groups, n_draws=50)
+
+
 def test_torch_and_lists(rng):
     torch = pytest.importorskip('torch')
     x, y = rng.normal(size=(2, 12, 4))

@@ -1,12 +1,13 @@
 "Which prototypes two systems agree on: scikit-learn's numbers, planted truth, nulls and refusals."
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import adjusted_rand_score, cohen_kappa_score, matthews_corrcoef, roc_auc_score
 
 from protoalign.choose_k import cross_modal_agreement
 from protoalign.data import planted_world
 from protoalign.joint import JointPrototypes
-from protoalign.prototype_alignment import _squared, alignment_difference, matched_labels, partition_agreement, phi, plot_prototype_alignment, prototype_alignment
+from protoalign.prototype_alignment import PrototypeAlignment, _squared, alignment_difference, matched_labels, partition_agreement, phi, plot_prototype_alignment, prototype_alignment
 from protoalign.sharedness import margins, mixed_world, sharedness
 
 
@@ -125,12 +126,31 @@ def test_difference():
     noisy = [o + 3*np.random.default_rng(i).normal(size=o.shape) for i, o in enumerate((x, x_new))]
     good, bad = prototype_alignment(x, y, x_new, y_new, labels=concept, n_permutations=5), prototype_alignment(noisy[0], y, noisy[1], y_new, labels=concept, n_permutations=5)
     one, other = alignment_difference(good, bad, 200), alignment_difference(bad, good, 200)
-    assert (one.p_corrected < .05).all() and (one.low > 0).all() and np.allclose(one.difference, one.phi_one - one.phi_two)
-    assert np.allclose(one.difference, -other.difference) and np.allclose(one.low, -other.high) and np.allclose(one.p, other.p)
+    assert (one.p_corrected < .05).all() and (one.ci_low > 0).all() and np.allclose(one.difference, one.phi_one - one.phi_two)
+    assert np.allclose(one.difference, -other.difference) and np.allclose(one.ci_low, -other.ci_high) and np.allclose(one.p, other.p)
     same = alignment_difference(good, good, 20)
     assert (same.difference == 0).all() and not (same.p_corrected <= .05).any()
     grouped = alignment_difference(good, bad, 50, groups=np.arange(400)//2)
-    assert (grouped.high - grouped.low > 0).all()
+    assert (grouped.ci_high - grouped.ci_low > 0).all()
+
+
+def test_difference_of_a_rare_prototype():
+    "One system says 2 once, the other as often as it is true: exchanges and samples lose phi of 2. They count against the difference, the interval says how many it has, and the other prototypes keep their p."
+    rng = np.random.default_rng(0)
+    b = np.r_[np.repeat([0, 1], 40), 2, 2]
+    good, poor = b.copy(), np.where(rng.random(82) < .6, rng.integers(2, size=82), b)
+    good[81], poor[80:] = 0, (0, 1)
+    poor[3] = 2
+    both = [PrototypeAlignment(pd.DataFrame(dict(phi=phi(o, b, 3))), 0., 0., o, b) for o in (good, poor)]
+    with pytest.warns(UserWarning, match='random orders have no score'): found = alignment_difference(*both, n_permutations=300)
+    swap = np.vstack([np.zeros(82, bool), np.random.default_rng(0).integers(2, size=(300, 82)).astype(bool)])
+    null = np.abs(phi(np.where(swap, poor, good), b, 3) - phi(np.where(swap, good, poor), b, 3))
+    lost = np.isnan(null).sum(0)
+    assert lost[2] > 30 and lost[:2].sum() == 0
+    assert np.allclose(found.p, [((null[:, k] >= null[0, k] - 1e-12) | np.isnan(null[:, k])).mean() for k in range(3)])
+    assert (found.p_corrected[:2] < .05).all() and found.p_corrected[2] >= found.p[2]
+    assert (found.n_draws[:2] == 300).all() and found.n_draws[2] < 200
+    assert np.isnan(found.ci_low[2]) == np.isnan(found.ci_high[2]) == (found.n_draws[2] < 150) and np.isfinite(found.ci_low[:2]).all()
 
 
 def test_difference_of_equals():

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/calibration.py [n_worlds] [file for the table]
 
 Three to five minutes on one free core. The worlds are those of `protoalign.calibration`, numbered from 0; the page reruns the first hundred.
-Among some fifty rows one strays beyond its 99.9 % limit by chance in every twentieth run. The rule, set for any row of ours that does: its check is made
+Among the 42 rows that are ours one strays beyond its 99.9 % limit by chance in about every twenty-fourth run. The rule, set for any row of ours that does: its check is made
 once more on as many fresh worlds (numbers n_worlds to 2 n_worlds - 1), both rates are written, and the second decides (`kept`).
 """
 import sys, time
