@@ -213,6 +213,14 @@ def test_crossnobis_vanishes_between_equal_stimuli():
     assert ordinary.mean() > 2*20/3*.8
 
 
+def test_collinear_voxels_need_shrinkage():
+    r = np.random.default_rng(0).normal(size=(40, 6))
+    for copies in (np.hstack([r, r[:, :1]]), np.hstack([r, r @ np.ones((6, 1))])):
+        with pytest.raises(ValueError, match='rank 6.*or shrink'): noise_whitener(copies, 'none')
+        assert np.isfinite(noise_whitener(copies).precision()).all()
+    assert noise_whitener(r, 'none').precision() == pytest.approx(np.linalg.inv(np.cov(r.T)))
+
+
 def test_folds_of_unequal_size():
     rng = np.random.default_rng(0)
     ids, runs = rng.permutation(np.tile(np.arange(5), 30)), np.repeat([0, 1, 2], [40, 60, 50])
