@@ -349,3 +349,13 @@ def test_v4_is_predicted_below_its_ceiling():
     z, y = ((x - x.mean(0))/x.std(0)).astype(float), y.astype(float)
     theirs, ours = himalaya.RidgeCV(PENALTIES, fit_intercept=True, cv=5).fit(z, y), ridge_cv(z, y, PENALTIES)
     assert np.allclose(ours.alpha, theirs.best_alphas_, rtol=1e-6) and np.allclose(ours.coef, theirs.coef_, atol=1e-11)
+
+
+def test_banded_folds_keep_groups_whatever_the_kind_of_number(monkeypatch):
+    from protoalign import banded
+    seen = []
+    monkeypatch.setattr(banded, '_search', lambda xs, y, alphas, splits, folds, *rest: seen.append(folds) or ([np.zeros((o.shape[1], y.shape[1])) for o in xs], np.zeros((len(xs), y.shape[1]))))
+    x, y = voxels(60, 5)
+    groups = np.random.default_rng(0).permutation(np.arange(60)//4)
+    for cv in (3, np.int64(3)): banded.fit_banded({'a': x}, y, cv=cv, groups=groups)
+    for fit, held in seen[1]: assert not set(groups[fit]) & set(groups[held])
