@@ -72,7 +72,7 @@ def fit_banded(
     y = np.asarray(as_matrix(y), dtype=float)
     spaces = _spaces(spaces, len(y))
     if kernel is None: kernel = sum(x.shape[1] for x in spaces.values()) > len(y)
-    folds = list((GroupKFold(cv) if groups is not None and isinstance(cv, int) else check_cv(cv)).split(y, groups=groups))
+    folds = list((GroupKFold(cv) if groups is not None and isinstance(cv, (int, np.integer)) else check_cv(cv)).split(y, groups=groups))
     scaling = {name: _scaling(x) for name, x in spaces.items()}
     xs = [_standardised(x, scaling[name]) for name, x in spaces.items()]
     coef, deltas = _search(xs, y - y.mean(0), alphas, splits if np.isscalar(splits) else np.asarray(splits, dtype=float), folds, seed, kernel)

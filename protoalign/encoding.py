@@ -26,6 +26,7 @@ def prediction_scores(
     y_train_mean: np.ndarray, # Mean of each unit over the training stimuli, (n_units,)
 ): # R² against the training mean and Pearson's r (0 for predictions that do not vary), each (n_units,)
     "Explained variance and correlation of each unit; NaN with a warning for units that do not vary."
+    y, predicted = np.asarray(y, dtype=float), np.asarray(predicted, dtype=float)
     flat = np.ptp(y, axis=0) == 0
     if flat.any(): warnings.warn(f'{flat.sum()} of {y.shape[1]} units are constant over the test stimuli: their scores are NaN', stacklevel=2)
     a, b = y - y.mean(0), predicted - predicted.mean(0)
@@ -79,10 +80,10 @@ def score_encoding(
     x, y = _matrices(x, y, 2)
     if x.shape[1:] != model.mean.shape or y.shape[1:] != model.y_mean.shape:
         raise ValueError(f'the model was fitted on {len(model.mean)} features and {len(model.y_mean)} units, got {x.shape} and {y.shape}')
-    predicted = model.ridge.predict(((x - model.mean)/model.sd).astype(x.dtype))
-    r2, r = prediction_scores(y, predicted, model.y_mean)
-    pooled = 1 - ((y - predicted)**2).sum()/((y - model.y_mean)**2).sum()
-    return EncodingScore(r2, r, float(pooled), model.ridge.alpha_, predicted)
+    gain, left = ((x - model.mean)/model.sd).astype(x.dtype) @ model.ridge.coef_.T, y - model.y_mean
+    r2, r = prediction_scores(left, gain, 0.)
+    pooled = 1 - ((left - gain)**2).sum()/(left**2).sum()
+    return EncodingScore(r2, r, float(pooled), model.ridge.alpha_, (gain + model.y_mean).astype(y.dtype))
 
 def encoding_score(
     x_train, # Activations for training stimuli, (n_train, n_features)

@@ -68,7 +68,7 @@ def noise_whitener(
     residuals: np.ndarray, # What the model of the responses left over, (n_residuals, n_features), from training data
     shrinkage: str='diagonal', # 'diagonal' (Schäfer & Strimmer), 'identity' (Ledoit & Wolf), 'univariate' (variances alone) or 'none'
     dof: int=None, # Degrees of freedom of the residuals; n_residuals - 1 if None, fewer after a GLM
-) -> NoiseWhitener: # Whitens patterns, and has `shrinkage` and `precision()`; ValueError for NaN, constant features, or 'none' with too few residuals
+) -> NoiseWhitener: # Whitens patterns, and has `shrinkage` and `precision()`; ValueError for NaN, constant features, or 'none' with too few residuals or features that depend on each other
     "Shrunk noise covariance of residuals, ready to whiten (Walther et al. 2016)."
     r = np.asarray(residuals, dtype=float)
     if shrinkage not in _SHRINK: raise ValueError(f'unknown shrinkage {shrinkage!r}; known: {sorted(_SHRINK)}')
@@ -82,6 +82,8 @@ def noise_whitener(
     if amount == 1: return NoiseWhitener(scale, np.empty((0, r.shape[1])), np.empty(0), 1.)
     if amount == 0 and dof < r.shape[1]: raise ValueError(f'{dof} degrees of freedom cannot give a covariance of {r.shape[1]} features without shrinkage')
     singular, directions = np.linalg.svd(r/scale, full_matrices=False)[1:]
+    rank = int((singular > max(r.shape)*np.finfo(float).eps*singular[0]).sum())
+    if amount == 0 and rank < r.shape[1]: raise ValueError(f'{r.shape[1]} features of which some are combinations of others (rank {rank}) have no covariance to invert without shrinkage: drop copies, or shrink')
     return NoiseWhitener(scale, directions, (1 - amount)*singular**2/dof + amount, amount)
 
 # %% ../nbs/20_noise.ipynb #a693bcba

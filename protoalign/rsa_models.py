@@ -16,6 +16,7 @@ from scipy.optimize import nnls
 from scipy.spatial.distance import squareform
 
 from .ranks import ranks
+from .rsa import is_square_rdm
 
 # %% ../nbs/21_rsa_models.ipynb #2cdaceda
 def category_rdm(
@@ -31,7 +32,7 @@ def category_rdm(
 def _cells(rdms, n_cells=None):
     "RDMs, condensed or square, one or one for each subject, as (n_rdms, n_cells) in float64."
     d = np.asarray(rdms, dtype=float)
-    if d.ndim > 1 and d.shape[-1] == d.shape[-2] and (d.ndim == 3 or not np.diag(d).any()): d = d[..., *np.triu_indices(d.shape[-1], 1)]
+    if (d.ndim == 3 and d.shape[1] == d.shape[2]) or is_square_rdm(np.nan_to_num(d)): d = d[..., *np.triu_indices(d.shape[-1], 1)]
     d = np.atleast_2d(d)
     if d.ndim != 2 or d.shape[1] < 3 or n_cells not in (None, d.shape[1]): raise ValueError(f'need RDMs of the same stimuli, condensed or square, got shape {np.shape(rdms)} for {n_cells or "at least 3"} cells')
     if not np.isfinite(d).all(): raise ValueError(f'{(~np.isfinite(d)).any(1).sum()} of {len(d)} RDMs hold NaN or infinite cells: leave those stimuli out')

@@ -20,6 +20,11 @@ from scipy.sparse import eye_array, kron, vstack
 from .data import paired
 
 # %% ../nbs/21_shape.ipynb #b33a9e3e
+def _narrow(c):
+    "As many columns as rows with the same products of rows; tensors are turned by a constant basis of their rows."
+    if not is_torch_array(c): return np.linalg.qr(c.T)[1].T
+    return c @ array_namespace(c).linalg.qr(c.detach().T)[0]
+
 def _centred(x, y, n_components, least=3):
     "Both sides with centred columns, reduced to `n_components` if asked; a side with more features than stimuli in as many as stimuli."
     sides = []
@@ -29,7 +34,7 @@ def _centred(x, y, n_components, least=3):
         if n_components is not None:
             if not 1 <= n_components <= min(c.shape): raise ValueError(f'n_components must be from 1 to {min(c.shape)} for a matrix of shape {tuple(c.shape)}, got {n_components}')
             c = c @ xp.linalg.svd(c, full_matrices=False)[2][:n_components].T
-        elif c.shape[1] > len(c) and not is_torch_array(c): c = np.linalg.qr(c.T)[1].T
+        elif c.shape[1] > len(c): c = _narrow(c)
         sides.append(c)
     return sides
 

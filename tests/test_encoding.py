@@ -9,7 +9,7 @@ from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut, Shuffle
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from conftest import needs_data
-from protoalign.encoding import ALPHAS, encoding_cv, encoding_score, encoding_table, explained_share, fit_encoding, score_encoding
+from protoalign.encoding import ALPHAS, encoding_cv, encoding_score, encoding_table, explained_share, fit_encoding, prediction_scores, score_encoding
 from protoalign.ridge import VoxelRidge, ridge_cv
 
 PENALTIES = np.logspace(-1, 6, 10)
@@ -167,6 +167,17 @@ def test_encoding_is_a_pipeline(dtype, options):
         by_hand = Ridge(score.alpha[v], solver='svd').fit((x[:150] - mean)/sd, y[:150, v].astype(float)).predict((x[150:] - mean)/sd)
         assert np.allclose(score.predicted[:, v], by_hand, atol=1e-8 if dtype is float else 2e-3)
     assert score.predicted.dtype == dtype
+
+
+def test_single_precision_forgives_an_offset():
+    "Units with a mean of 1,000 and a deviation of 1, of which the features explain next to nothing: scores as in float64."
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(150, 8)).astype(np.float32), rng.normal(1000, 1, size=(150, 30)).astype(np.float32)
+    single, double = (encoding_score(*(o.astype(kind) for o in (x[:100], y[:100], x[100:], y[100:]))) for kind in (np.float32, float))
+    assert (single.alpha == double.alpha).all() and single.predicted.dtype == np.float32
+    for name in ('r', 'r2', 'pooled_r2'): assert np.abs(getattr(single, name) - getattr(double, name)).max() < 1e-5
+    near = prediction_scores(y[100:].astype(float), double.predicted, y[:100].mean(0, dtype=float))
+    assert np.allclose(near, (double.r2, double.r))
 
 
 def test_test_stimuli_have_no_say():
@@ -338,3 +349,13 @@ def test_v4_is_predicted_below_its_ceiling():
     z, y = ((x - x.mean(0))/x.std(0)).astype(float), y.astype(float)
     theirs, ours = himalaya.RidgeCV(PENALTIES, fit_intercept=True, cv=5).fit(z, y), ridge_cv(z, y, PENALTIES)
     assert np.allclose(ours.alpha, theirs.best_alphas_, rtol=1e-6) and np.allclose(ours.coef, theirs.coef_, atol=1e-11)
+
+
+def test_banded_folds_keep_groups_whatever_the_kind_of_number(monkeypatch):
+    from protoalign import banded
+    seen = []
+    monkeypatch.setattr(banded, '_search', lambda xs, y, alphas, splits, folds, *rest: seen.append(folds) or ([np.zeros((o.shape[1], y.shape[1])) for o in xs], np.zeros((len(xs), y.shape[1]))))
+    x, y = voxels(60, 5)
+    groups = np.random.default_rng(0).permutation(np.arange(60)//4)
+    for cv in (3, np.int64(3)): banded.fit_banded({'a': x}, y, cv=cv, groups=groups)
+    for fit, held in seen[1]: assert not set(groups[fit]) & set(groups[held])

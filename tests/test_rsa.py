@@ -11,7 +11,7 @@ from protoalign import ranks as ranks_page, rsa as rsa_page
 from protoalign.crossnobis import average_folds, crossnobis, cv_correlation
 from protoalign.noise import noise_whitener
 from protoalign.ranks import ranks, spearman
-from protoalign.rsa import plot_rdms, rdm, rsa, rsa_ceiling, rsa_subjects
+from protoalign.rsa import is_square_rdm, plot_rdms, rdm, rsa, rsa_ceiling, rsa_subjects
 from protoalign.rsa_models import category_contrast, category_rdm, partial_rsa, regression_rsa
 
 METHODS = {'spearman': 'spearman', 'rho-a': 'rho-a', 'tau-a': 'tau-a', 'pearson': 'corr', 'cosine': 'cosine', 'whitened-pearson': 'corr_cov', 'whitened-cosine': 'cosine_cov'}
@@ -126,6 +126,61 @@ def test_refusals():
         with pytest.raises(ValueError, match=said): call()
 
 
+@pytest.mark.parametrize('kind', ['float64', 'float32', 'tensor', 'tensor with gradient'])
+def test_a_square_rdm_with_rounding_is_no_patterns(kind):
+    "1 - corrcoef has neither exact zeros nor exact symmetry; every function says so, and no patterns are refused."
+    import torch
+    x, y = (1 - np.corrcoef(o) for o in made(30))
+    assert np.diag(x).any()
+    cell = x[4, 7]
+    x[4, 7] += 1e-9
+    asked = {'float64': lambda o: o, 'float32': np.float32, 'tensor': torch.tensor, 'tensor with gradient': lambda o: torch.tensor(o, requires_grad=True)}[kind]
+    for call in (lambda: rdm(asked(x)), lambda: rsa(asked(x), asked(y)), lambda: rsa_subjects(np.stack([x, y]), {'a': asked(x)})):
+        with pytest.raises(ValueError, match='square RDM'): call()
+    x[4, 7] = cell + 1e-3
+    assert not is_square_rdm(asked(x)) and not is_square_rdm(asked(made(30)[0])) and not is_square_rdm(asked(x[:, :20]))
+
+
+def test_models_take_a_square_rdm_with_rounding():
+    from protoalign.inference import rdm_stack
+    x, y = (1 - np.corrcoef(o) for o in made(30))
+    a, b = (squareform(o, checks=False) for o in (x, y))
+    assert partial_rsa(x, y, {'c': y[::-1, ::-1]}) == pytest.approx(partial_rsa(a, b, {'c': squareform(y[::-1, ::-1], checks=False)}), abs=1e-9)
+    assert regression_rsa(x, {'y': y}).weight[0] == pytest.approx(regression_rsa(a, {'y': b}).weight[0], abs=1e-9)
+    with pytest.raises(ValueError, match='square RDM'): rdm_stack([x, y])
+    with pytest.raises(ValueError, match='at least 2 subjects'): rsa_ceiling(x)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, float])
+@pytest.mark.parametrize('tensor', [False, True])
+@pytest.mark.parametrize('d', [5, 512, 20_000])
+def test_equal_patterns_are_tied(dtype, tensor, d):
+    "Every stimulus three times, in another place: distance 0, not the rounding of a product."
+    import torch
+    rng = np.random.default_rng(d)
+    which = rng.permutation(np.repeat(np.arange(12), 3))
+    x, (i, j) = (rng.normal(size=(12, d)) + 3)[which].astype(dtype), np.triu_indices(36, 1)
+    for metric in ('correlation', 'cosine', 'euclidean', 'sqeuclidean'):
+        found = np.asarray(rdm(torch.tensor(x) if tensor else x, metric))
+        assert found.dtype == dtype and ((found == 0) == (which[i] == which[j])).all()
+
+
+def test_categories_make_an_rdm_of_two_values():
+    labels, y = np.random.default_rng(0).integers(0, 5, 60), made(60)[1]
+    onehot = np.eye(5)[labels]
+    for o in (onehot, onehot.astype(np.float32)):
+        assert len(np.unique(rdm(o))) == 2
+        assert rsa(rdm(o).astype(float), rdm(y)) == pytest.approx(rsa(category_rdm(labels), rdm(y)), abs=1e-12)
+
+
+@pytest.mark.parametrize('metric', ['correlation', 'euclidean'])
+def test_gradient_of_equal_patterns_is_finite(metric):
+    import torch
+    x = torch.tensor(made()[0][[0, 0, 1, 2, 3]], requires_grad=True)
+    rdm(x, metric).sum().backward()
+    assert x.grad.isfinite().all()
+
+
 @pytest.mark.parametrize('method', METHODS)
 def test_the_ceiling_is_a_ceiling(method):
     "No RDM found by climbing beats the upper bound; for tau-a the mean of ranks is only close to the best."
@@ -156,6 +211,14 @@ def test_crossnobis_vanishes_between_equal_stimuli():
     crossed, ordinary = (np.array([f(o).mean() for o in x]) for f in (lambda o: crossnobis(o, whitener), lambda o: rdm(o.mean(1), 'sqmahalanobis', whitener)))
     assert abs(crossed.mean()) < 4*crossed.std()/300**.5
     assert ordinary.mean() > 2*20/3*.8
+
+
+def test_collinear_voxels_need_shrinkage():
+    r = np.random.default_rng(0).normal(size=(40, 6))
+    for copies in (np.hstack([r, r[:, :1]]), np.hstack([r, r @ np.ones((6, 1))])):
+        with pytest.raises(ValueError, match='rank 6.*or shrink'): noise_whitener(copies, 'none')
+        assert np.isfinite(noise_whitener(copies).precision()).all()
+    assert noise_whitener(r, 'none').precision() == pytest.approx(np.linalg.inv(np.cov(r.T)))
 
 
 def test_folds_of_unequal_size():

@@ -142,3 +142,15 @@ def test_refused(call, match):
 def test_flat_side_has_no_angle():
     x, _ = views(20, 5, 6)
     assert np.isnan(procrustes_similarity(x, np.ones((20, 3)))) and np.isnan(procrustes_distance(x, np.ones((20, 3))))
+
+
+@pytest.mark.parametrize('dx, dy', [(400, 300), (400, 5), (6, 300)])
+def test_wide_tensors_are_narrowed(dx, dy):
+    "No product larger than stimuli by stimuli, and the gradient of the product that was there."
+    x, y = views(20, dx, dy)
+    a, b = (torch.tensor(o, requires_grad=True) for o in (x, y))
+    found = procrustes_similarity(a, b)
+    assert found.item() == pytest.approx(procrustes_similarity(x, y), abs=1e-10)
+    assert max(o.shape[1] for o in module._centred(a, b, None)) <= 20
+    whole = torch.linalg.matrix_norm((a - a.mean(0)).T @ (b - b.mean(0)), 'nuc')/((a - a.mean(0)).norm()*(b - b.mean(0)).norm())
+    for one, other in zip(torch.autograd.grad(found, (a, b)), torch.autograd.grad(whole, (a, b))): torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-6)
