@@ -5,7 +5,7 @@
 All cores are used (set OMP_NUM_THREADS for fewer). Answers are compared before anything is timed; each repetition runs every way once, in
 turn, and a ratio is that repetition's peer time over ours. Peaks of memory are of one run in a process of its own.
 """
-import argparse, json, os, platform, subprocess, sys, time
+import argparse, json, os, platform, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +132,7 @@ def main():
     parser.add_argument('--out', default=ROOT/'nbs'/'results'/'cka_speed.csv')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(json.dumps(one(*json.loads(args.one))))
     torch.set_grad_enabled(False)
     for name in args.work.split(','):

@@ -5,7 +5,7 @@
 All cores are used (set OMP_NUM_THREADS for fewer); the number of threads and the load of the machine at the start stand in the table.
 faiss is a peer only where `import faiss` works (pip install faiss-cpu, or PYTHONPATH to a folder that holds it).
 """
-import argparse, json, os, platform, subprocess, sys, time
+import argparse, json, os, platform, subprocess, sys, tempfile, time
 from functools import partial
 from pathlib import Path
 
@@ -157,6 +157,7 @@ def main():
     parser.add_argument('--out', default=ROOT/'nbs'/'results'/'clustering.csv')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(json.dumps(one_pca(*json.loads(args.one))))
     n, shape, faiss, about = (21_000, (800, 3000)) + (faiss_or_none(), machine()) if args.quick else (73_000, (5000, 20_000)) + (faiss_or_none(), machine())
     parts = dict(kmeans=lambda: kmeans_part(n, faiss), fit=lambda: fit_part(n, faiss), pca=lambda: pca_part(*shape))

@@ -126,6 +126,7 @@ def main():
     parser.add_argument('--out', default=ROOT/'nbs'/'results'/'ridge_speed.csv')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(json.dumps(once(*json.loads(args.one))))
     about = machine()
     for part in args.parts.split(','):

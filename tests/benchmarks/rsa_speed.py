@@ -7,7 +7,7 @@ machine at the start stand in the table. An OPENBLAS_CORETYPE in the environment
 Every way is run in a process of its own on the same data, and gives its result (a sample of it, for RDMs) to be compared with SciPy's
 before its times count. `ratio` is how many times protoalign is faster: the median over pairs of repetitions, `ratio_low` and `ratio_high` their range.
 """
-import argparse, json, os, platform, subprocess, sys, time
+import argparse, json, os, platform, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +155,7 @@ def main():
     parser.add_argument('--out', default=ROOT/'nbs'/'results'/'rsa_speed.csv')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(json.dumps(one(*json.loads(args.one))))
     n, d, many, about = (1000, 512, 3000, machine()) if args.quick else (5000, 2048, 20_000, machine())
     parts = dict(rdm=lambda: compared('rdm', RDM, n, d, args.repeats), spearman=lambda: compared('spearman', SPEARMAN, n, d, args.repeats), large=lambda: large_part(many, 512))

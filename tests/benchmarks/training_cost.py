@@ -6,7 +6,7 @@ ResNet-18 at 112 pixels, one stream, the loss at layer3 pooled to 256 units; 5,0
 `share` is the median over turns of the term alone (forward and backward from the layer's activations) over a vanilla step; `whole` is what the whole step takes, over a vanilla step.
 Two streams are timed too: there the stimuli pass through the network a second time, and that is the cost.
 """
-import argparse, json, os, subprocess, sys, time
+import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +135,7 @@ def main():
     parser.add_argument('--out', default=ROOT/'nbs'/'results'/'training_cost.csv')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(one_memory(*json.loads(args.one)))
     n, batches, turns = (400, (16,), 2) if args.quick else (5000, (64, 256), 7)
     parts, about = dict(step=lambda: step_part(n, batches, turns), refresh=lambda: refresh_part(n, turns), memory=lambda: memory_part(n)), machine()
