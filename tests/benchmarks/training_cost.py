@@ -131,13 +131,15 @@ def memory_part(n):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--parts', default='step,refresh,memory')
+    parser.add_argument('--batches', default='64,256')
+    parser.add_argument('--turns', type=int, default=7)
     parser.add_argument('--quick', action='store_true', help='few stimuli, few turns, to try the script')
     parser.add_argument('--out', default=ROOT/'nbs'/'results'/'training_cost.csv')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(one_memory(*json.loads(args.one)))
-    n, batches, turns = (400, (16,), 2) if args.quick else (5000, (64, 256), 7)
+    n, batches, turns = (400, (16,), 2) if args.quick else (5000, tuple(map(int, args.batches.split(','))), args.turns)
     parts, about = dict(step=lambda: step_part(n, batches, turns), refresh=lambda: refresh_part(n, turns), memory=lambda: memory_part(n)), machine()
     for part in args.parts.split(','):
         table = pd.DataFrame([{**row, **about} for row in parts[part]()])
