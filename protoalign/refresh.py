@@ -196,13 +196,13 @@ class ProtoLoss(AlignLoss):
         layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
         super().__init__(dict.fromkeys(layers, ()), lam, grid, stimuli, batch_size, seed, **other)
         if not callable(tau) and not tau > 0: raise ValueError(f'tau must be positive, got {tau}')
-        self.tau, self.weights, self.more, self.libraries, self.given = tau, weights, more or {}, [], library
+        self.tau, self.weights, self.more, self.libraries, self.given = tau, weights, more or {}, [], None
         if not set(self.more) <= set(layers): raise ValueError(f'more names layers where the loss does not stand: {sorted(set(self.more) - set(layers))}')
         if library is not None: self.set_library(library)
 
     def before_fit(self):
         "Start from the prototypes that were given, not from those of an earlier fit."
-        if self.given is not None: self.set_library(self.given)
+        if self.given is not None: self.take(self.given)
         else: self.libraries, self.objectives = [], dict.fromkeys(self.layers, ())
         super().before_fit()
 
@@ -213,7 +213,12 @@ class ProtoLoss(AlignLoss):
     def n_rows(self): return len(self.library.ids)
 
     def set_library(self, library):
-        "Use these prototypes from now on: a `PrototypeLibrary`, or a list of them. A library stands at the layer that its provenance names, at the only one if it names none."
+        "Begin every fit from these prototypes: a `PrototypeLibrary`, or a list of them. A library stands at the layer that its provenance names, at the only one if it names none."
+        self.take(library)
+        self.given = library
+
+    def take(self, library):
+        "Use these prototypes in the fit that is on, as a refresh does."
         libraries = [library] if isinstance(library, PrototypeLibrary) else list(library)
         weights = self.weights if isinstance(self.weights, (list, tuple)) and len(libraries) > 1 else [self.weights]*len(libraries)
         if len(weights) != len(libraries): raise ValueError(f'need the weights of each of {len(libraries)} libraries, got {len(weights)}')
@@ -295,7 +300,7 @@ class ProtoRefresh(ObjectiveRefresh):
         if not self.due(): return
         loss = self.learn.proto_loss
         with no_random(): made, log = _from_first(lambda: self.make(loss))
-        loss.set_library(made)
+        loss.take(made)
         self.history += [dict(epoch=self.epoch, **row) for row in log]
         self.learn.recorder.refreshes = self.history
         for row in log:

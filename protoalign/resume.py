@@ -48,7 +48,7 @@ def alignment_state(
     return _plain(state)
 
 def _restore_loss(loss, state, device):
-    if state['libraries']: loss.set_library([_library(o) for o in state['libraries']])
+    if state['libraries']: loss.take([_library(o) for o in state['libraries']])
     loss.align.to(device)
     loss.align.heads.load_state_dict(state['heads'])
     loss.losses, loss.log, loss.bank, loss.seen = state['losses'], state['log'], {k: v.to(device) for k, v in state['bank'].items()}, state['seen']

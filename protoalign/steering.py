@@ -84,8 +84,8 @@ def mean_gap(
 class ContrastLoss(ProtoLoss):
     "`ProtoLoss` with the contrast for objective: weights are of prototypes, members and others are asked both."
     name = 'proto_loss'
-    def set_library(self, library):
-        super().set_library(library)
+    def take(self, library):
+        super().take(library)
         own = lambda o: ContrastObjective(self.library, self.weights) if isinstance(o, PrototypeObjective) else o
         self.objectives = {layer: [own(o) for o in heads] for layer, heads in self.objectives.items()}
         if self.align is not None: self.align.set_objectives(self.objectives)

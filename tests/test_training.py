@@ -142,6 +142,18 @@ def test_prototypes_with_cka_beside_them():
     assert [type(o).__name__ for o in heads] == ['PrototypeObjective', 'CKALoss'] and 0 < float(row['1']) < 3
 
 
+def test_a_library_set_by_hand_is_where_every_fit_begins():
+    "Numbers and names that people or steering rely on survive the first refresh, and a second fit."
+    lib = LIBRARY.renumber(np.roll(np.arange(10), 1))
+    lib.names = [f'mine {k}' for k in range(10)]
+    loss = ProtoLoss(None, '1')
+    loss.set_library(lib)
+    learn = train([loss, ProtoRefresh(refit(), every=1)], epochs=1)
+    for _ in range(2):
+        assert list(loss.library.names) == list(lib.names) and (loss.library.assign == lib.assign).mean() > .8
+        with learn.no_logging(), learn.no_bar(): learn.fit(1, 1e-2)
+
+
 def test_every_mth_batch_counts_over_epochs():
     "Twenty is more than the eight batches of an epoch: over five epochs, two passes, not five."
     learn = train([ProtoLoss(LIBRARY, '1', stimuli=X, each=20)], epochs=5, with_rows=False)
