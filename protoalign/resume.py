@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from .files import atomic_write
 from .library import PrototypeLibrary, data_hash, weights_hash
-from .refresh import AlignLoss, Callback, ProtoRefresh, SkipToEpoch, TrackerCallback, bare
+from .refresh import AlignLoss, Callback, ProtoRefresh, SkipToEpoch, TrackerCallback, bare, place
 
 # %% ../nbs/42_resume.ipynb #34772aef
 _FIELDS = 'p_z', 'p_r', 'assign', 'distance', 'weights', 'mean_z', 'components_z', 'mean_r', 'components_r', 'centroids', 'joint_map', 'scales', 'ids', 'names', 'named_by', 'provenance'
@@ -92,8 +92,13 @@ def restore_random(
     if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
 
 # %% ../nbs/42_resume.ipynb #235596f7
+def _value(o):
+    "A schedule as some of its values: another process has another function that does the same."
+    if isinstance(o, dict): return {k: _value(v) for k, v in o.items()}
+    return [float(o(p)) for p in (0, .1, .25, .5, .75, .9, 1)] if callable(o) else o
+
 def _said(loss):
-    plain = {k: v for k, v in vars(loss).items() if k in ('layers', 'lam', 'tau', 'grid', 'batch_size', 'seed', 'each', 'weights') and not callable(v)}
+    plain = {k: _value(v) for k, v in vars(loss).items() if k in ('layers', 'lam', 'tau', 'grid', 'batch_size', 'seed', 'each', 'weights')}
     return dict(kind=type(loss).__name__, two_streams=loss.stimuli is not None, heads=[str(o) for o in loss.objectives.values()], **plain)
 
 def fingerprint(
@@ -103,7 +108,7 @@ def fingerprint(
     "What a training is known by."
     refresh = getattr(learn, 'proto_refresh', None)
     told = dict(number=number, n_epoch=learn.n_epoch, batches=len(learn.dls.train), losses=[_said(o) for o in learn.cbs if isinstance(o, AlignLoss)], weights=weights_hash(bare(learn.model)))
-    if refresh is not None: told.update(every=refresh.every, source=refresh.source, refit={k: str(getattr(refresh.refit, k, None)) for k in ('heads', 'joint', 'provenance', 'projection')},
+    if refresh is not None: told.update(every=refresh.every, source=refresh.source, refit={k: str(getattr(refresh.refit, k, None)) for k in ('heads', 'joint', 'provenance', 'projection', 'min_direction', 'grid')},
                                         data=data_hash(getattr(refresh.refit, 'ids', ()), *(o for o in (getattr(refresh.refit, 'responses', None),) if o is not None)))
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -118,8 +123,7 @@ class Checkpoint(Callback):
 
     def file(self):
         "File of this fit and this process."
-        rank = torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
-        marks = ''.join(f'.{name}{n}' for name, n in (('fit', self.fits), ('process', rank)) if n)
+        marks = ''.join(f'.{name}{n}' for name, n in (('fit', self.fits), ('process', place()[0])) if n)
         return self.path.with_name(f'{self.path.stem}{marks}{self.path.suffix}')
 
     def before_fit(self):
@@ -165,12 +169,11 @@ def write(self:Checkpoint):
     "Write the state of the Learner."
     r, watched, gathering = self.recorder, [{k: getattr(o, k, None) for k in ('best', 'wait', 'new_best')} for o in self._watchers()], getattr(self.learn, 'gradient_accumulation', None)
     recorder = dict(losses=r.losses, values=r.values, lrs=r.lrs, iters=r.iters, smooth=[r.smooth_loss.count, r.smooth_loss.val])
-    state = dict(epoch=self.epoch, known=self.known, model=bare(self.model).state_dict(), opt=self.opt.state_dict(), align=alignment_state(self.learn), random=random_state(self.dls), recorder=recorder,
+    state = dict(epoch=self.epoch, known=self.known, model=bare(self.model).state_dict(), opt=self.opt.state_dict(), align=alignment_state(self.learn), recorder=recorder,
                  watched=watched, gathered=getattr(gathering, 'count', 0), grads=[p.grad for p in self.model.parameters()] if gathering is not None else [])
     scaler = getattr(getattr(self.learn, 'mixed_precision', None), 'scaler', None)
     if scaler is not None: state['scaler'] = scaler.state_dict()
-    random = state.pop('random')
-    with atomic_write(self.file()) as partial: torch.save({**_plain(state), 'random': random}, partial)
+    with atomic_write(self.file()) as partial: torch.save({**_plain(state), 'random': random_state(self.dls)}, partial)
 
 # %% ../nbs/42_resume.ipynb #dfa76100
 @patch

@@ -10,6 +10,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings('ignore')
     import fastai.callback.progress, fastai.callback.schedule
     from fastai.callback.fp16 import MixedPrecision
+    from fastai.callback.schedule import SchedLin
     from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
     from fastai.callback.training import GradientAccumulation
     from fastai.callback.core import Callback
@@ -202,6 +203,16 @@ def test_resumed_with_company(extra, tmp_path):
     parts = train([*cbs('parts'), Checkpoint(tmp_path/'state.pt')], **how)
     assert torch.equal(bits(whole), bits(parts)) and len(parts.recorder.values) == 4
     assert [list(map(float, v)) for v in parts.recorder.values] == [list(map(float, v)) for v in whole.recorder.values]
+
+
+def test_schedules_are_known_by_their_values(tmp_path):
+    "A resumed process has other function objects; the same schedule resumes, another one is refused."
+    def cbs(top): return [ProtoLoss(None, '1', lam={'1': SchedLin(0., top)}, tau=SchedLin(.2, .1)), ProtoRefresh(refit(), every=1)]
+    whole = train(cbs(1.), epochs=3)
+    with pytest.raises(KeyboardInterrupt): train([*cbs(1.), Checkpoint(tmp_path/'state.pt'), Kill(2)], epochs=3)
+    parts = train([*cbs(1.), Checkpoint(tmp_path/'state.pt')], epochs=3)
+    assert torch.equal(bits(whole), bits(parts))
+    with pytest.raises(ValueError, match='holds another training'): train([*cbs(2.), Checkpoint(tmp_path/'state.pt')], epochs=3)
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
