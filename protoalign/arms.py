@@ -10,7 +10,6 @@ __all__ = ['PROTOTYPE_ARMS', 'OBJECTIVE_ARMS', 'ARMS', 'Settings', 'arm_lam', 'a
 # %% ../nbs/44_arms.ipynb #a896c72b
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -118,5 +117,5 @@ def train_arm(
     if arm != 'untuned': fit(model, task, s.epochs, s.lr, seed, s.batch_size, bool(own) and not two_streams, [*own, *cbs], f'{arm}, seed {seed}')
     if not own: return Trained(model, None, pd.DataFrame(), pd.DataFrame())
     loss, refresh = own
-    means = [torch.stack([torch.as_tensor(o) for o in e]).mean().item() if e else float('nan') for e in loss.losses]
+    means = [np.mean(e) if e else np.nan for e in loss.losses]
     return Trained(model, getattr(loss, 'library', None), pd.DataFrame(getattr(refresh, 'history', [])), pd.DataFrame({'epoch': range(len(means)), 'alignment_loss': means}))

@@ -69,13 +69,20 @@ class PrototypeObjective(nn.Module):
         self.register_buffer('assign', torch.from_numpy(np.append(library.assign, -100)))
         self.register_buffer('weights', torch.from_numpy(prototype_weights(library, weights)))
 
-    def forward(self,
+    def project(self,
         h: Tensor, # Pooled activations of the layer, (batch, n_units)
         rows: Tensor, # Row of each stimulus in the library, (batch,), -1 for none
-    ) -> Tensor: # Scalar, nats; ValueError for another number of units
+    ) -> Tensor: # (batch, d_z), in the precision of the prototypes; ValueError for another number of units, or rows that are not there
+        "Activations in the space of the prototypes."
         if h.ndim != 2 or h.shape[1] != self.projection.in_features:
             raise ValueError(f'the layer has {h.shape[-1]} pooled units, the library was made from {self.projection.in_features}: same layer, same grid?')
         if rows.device.type == 'cpu' and len(rows) and not (-1 <= int(rows.min()) and int(rows.max()) < self.n_rows):
             raise ValueError(f'rows go from 0 to {self.n_rows - 1}, and -1 for none; got {int(rows.min())} to {int(rows.max())}')
+        return self.projection(h.to(self.p_z.dtype))
+
+    def forward(self,
+        h: Tensor, # Pooled activations of the layer, (batch, n_units)
+        rows: Tensor, # Row of each stimulus in the library, (batch,), -1 for none
+    ) -> Tensor: # Scalar, nats; ValueError as in `project`
         with torch.autocast(h.device.type, enabled=False):
-            return proto_loss(self.projection(h.to(self.p_z.dtype)), self.p_z, self.assign[rows], self.tau, self.weights)
+            return proto_loss(self.project(h, rows), self.p_z, self.assign[rows], self.tau, self.weights)

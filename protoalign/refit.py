@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from .activations import extract
 from .joint import JointPrototypes
-from .library import PrototypeLibrary, make_library, match_labels
+from .library import PrototypeLibrary, make_library, match_labels, weights_hash
 from .reduce import effective_rank
 
 # %% ../nbs/42_refit.ipynb #74b00ead
@@ -81,7 +81,8 @@ class Refit:
         acts, like = self.activations(model) if acts is None else acts, [None]*len(self.heads) if like is None else _listed(like)
         self._check_like(like)
         self.log, libs = [], []
-        for head, old in zip(self.heads, like): libs.append(self._head(head, acts[head[0]], old, model))
+        known = weights_hash(model)
+        for head, old in zip(self.heads, like): libs.append(self._head(head, acts[head[0]], old, known))
         return libs if len(libs) > 1 else libs[0]
 
 # %% ../nbs/42_refit.ipynb #70767fdb
@@ -106,10 +107,10 @@ def _fitted(self:Refit, head, acts, old):
     return joint.fit(acts, self.responses)
 
 @patch
-def _head(self:Refit, head, acts, old, model):
+def _head(self:Refit, head, acts, old, weights_hash):
     joint = self._fitted(head, acts, old)
     self.alone[head] = joint.alone_
-    lib = make_library(joint, self.ids, model, min_direction=self.min_direction, **{'grid': self.grid, **self.provenance, 'layer': head[0]})
+    lib = make_library(joint, self.ids, min_direction=self.min_direction, **{'weights_hash': weights_hash, 'grid': self.grid, **self.provenance, 'layer': head[0]})
     if old is not None:
         lib = lib.renumber(match_labels(lib.assign, old.assign, len(lib), cdist(lib.p_r, old.p_r)))
         lib.names, lib.named_by = old.names, old.named_by

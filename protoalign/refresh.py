@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 from fastcore.basics import patch
 
 from .activations import extract
-from .alignment import AlignmentLoss, NoGradient
+from .alignment import AlignmentLoss, NoGradient, check_lam, lam_by_layer
 from .layers import capture
 from .library import PrototypeLibrary
 from .loss import PrototypeObjective
@@ -36,10 +36,6 @@ def _stimulus_batches(n, batch_size, seed):
         for batch in torch.randperm(n, generator=generator).split(batch_size): yield batch
 
 def _now(value, progress): return float(value(progress)) if callable(value) else value
-
-def _check_lam(value):
-    if not value >= 0: raise ValueError(f'lam must be at least 0, got {value}; to push away from a prototype, give it a negative weight')
-    return value
 
 def place() -> tuple: # (0, 1) where there is one
     "Number of this process, and how many there are."
@@ -73,9 +69,7 @@ class AlignLoss(Callback):
         bank=False, # Keep each stimulus's latest activations, for `ProtoRefresh(source='bank')`
     ):
         self.layers, self.objectives, self.grid = list(objectives), objectives, grid
-        self.lam = lam if isinstance(lam, dict) else dict.fromkeys(objectives, lam)
-        if not set(self.lam) <= set(self.layers): raise ValueError(f'lam names layers without objectives: {sorted(set(self.lam) - set(self.layers))}; objectives stand at {self.layers}')
-        for v in self.lam.values(): _check_lam(0. if callable(v) else v)
+        self.lam = {layer: v if callable(v) else check_lam(v) for layer, v in lam_by_layer(lam, self.layers).items()}
         if each < 1: raise ValueError(f'each is a number of batches, at least 1, got {each}')
         if bank and stimuli is None and type(self) is AlignLoss: raise ValueError('a bank in one stream needs a library, which says how many stimuli there are: use ProtoLoss')
         self.stimuli, self.batch_size, self.seed, self.each, self.head_lr = stimuli, batch_size, seed, each, head_lr
@@ -88,7 +82,7 @@ class AlignLoss(Callback):
         self.align.note = self._note if self.with_bank else None
         if self.stimuli is None: self.align.kept = self.open.enter_context(capture(bare(self.model), self.layers, self.grid))
         else: self.batches = _stimulus_batches(len(self.stimuli), self.batch_size, self.seed + 1_000_003*place()[0])
-        self.losses, self.log, self.frozen, self.head_opt, self.bank, self.drawn, self.seen = [], [], set(), None, {}, 0, 0
+        self.losses, self.log, self.frozen, self.head_opt, self.bank, self.drawn, self.task_batches = [], [], set(), None, {}, 0, 0
 
     @property
     def n_rows(self): return len(self.stimuli)
@@ -107,16 +101,17 @@ class AlignLoss(Callback):
 
     def after_train(self):
         "Numbers instead of tensors, once an epoch."
-        if self.losses: self.losses[-1] = [float(o) for o in self.losses[-1]]
-        self.log = [{k: float(v) for k, v in row.items()} for row in self.log]
+        if not self.losses: return
+        new = len(self.log) - len(self.losses[-1])
+        self.losses[-1], self.log[new:] = [float(o) for o in self.losses[-1]], [{k: float(v) for k, v in row.items()} for row in self.log[new:]]
 
 # %% ../nbs/42_refresh.ipynb #2a477206
 @patch
 def after_loss(self:AlignLoss):
     "Add the term to what is differentiated."
     if not self.training: return
-    self.align.lam, self.seen = {k: 0. if k in self.frozen else _check_lam(_now(v, self.pct_train)) for k, v in self.lam.items()}, self.seen + 1
-    if not any(self.align.lam.values()) or self.stimuli is not None and (self.seen - 1) % self.each: return
+    self.align.lam, self.task_batches = {k: 0. if k in self.frozen else check_lam(_now(v, self.pct_train)) for k, v in self.lam.items()}, self.task_batches + 1
+    if not any(self.align.lam.values()) or self.stimuli is not None and (self.task_batches - 1) % self.each: return
     try: loss = self.term()
     except NoGradient as e: return self._leave_out(e)
     if self.gradients and not self.losses[-1]: self._compare_gradients(loss)
@@ -256,7 +251,15 @@ def _from_first(make):
     if isinstance(box[0], Exception): raise box[0]
     return box[0]
 
-class ObjectiveRefresh(Callback):
+class _Refresh(Callback):
+    "Something to do at epochs 0, `every`, 2 × `every`, ..."
+    def __init__(self, every):
+        if every < 0: raise ValueError(f'every is a number of epochs, at least 0, got {every}')
+        self.every = every
+
+    def due(self): return not _skipped(self) and (not self.epoch or bool(self.every) and self.epoch % self.every == 0)
+
+class ObjectiveRefresh(_Refresh):
     "Show objectives that have a `refresh` of their own the clean activations, at epochs 0, `every`, 2 × `every`, ..."
     order = AlignLoss.order - .5
     def __init__(self,
@@ -264,10 +267,8 @@ class ObjectiveRefresh(Callback):
         every=5, # Epochs from one refresh to the next; 0 for never again
         grid=1, # Pooling of the layers' maps
     ):
-        if every < 0: raise ValueError(f'every is a number of epochs, at least 0, got {every}')
-        self.stimuli, self.every, self.grid = stimuli, every, grid
-
-    def due(self): return not _skipped(self) and (not self.epoch or bool(self.every) and self.epoch % self.every == 0)
+        super().__init__(every)
+        self.stimuli, self.grid = stimuli, grid
 
     def before_epoch(self):
         loss = next((o for o in self.learn.cbs if isinstance(o, AlignLoss)), None)
@@ -279,7 +280,7 @@ class ObjectiveRefresh(Callback):
             acts = extract(bare(self.model), [layer for layer, _ in moving], self.stimuli, self.grid)
             for layer, o in moving: o.refresh(acts[layer])
 
-class ProtoRefresh(ObjectiveRefresh):
+class ProtoRefresh(_Refresh):
     "Recompute the prototypes from the network as it now is, at epochs 0, `every`, 2 × `every`, ..."
     order = AlignLoss.order - 1
     def __init__(self,
@@ -288,7 +289,7 @@ class ProtoRefresh(ObjectiveRefresh):
         source='clean', # 'clean' pass through the stimuli, or memory 'bank'
         alert=.5, # Warn where a refresh reports a churn, or a share of stimuli in one cluster, above this
     ):
-        super().__init__(None, every)
+        super().__init__(every)
         if source not in ('clean', 'bank'): raise ValueError(f"source is 'clean' or 'bank', got {source!r}")
         self.refit, self.source, self.history, self.alert = refit, source, [], alert
 

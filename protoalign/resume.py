@@ -35,7 +35,7 @@ def _plain(o):
 def _library(state): return PrototypeLibrary(**{k: v.numpy() if torch.is_tensor(v) else v for k, v in state.items()})
 
 def _loss_state(loss):
-    return dict(libraries=[{k: getattr(lib, k) for k in _FIELDS} for lib in getattr(loss, 'libraries', [])], losses=loss.losses, log=loss.log, drawn=loss.drawn, seen=loss.seen, bank=loss.bank,
+    return dict(libraries=[{k: getattr(lib, k) for k in _FIELDS} for lib in getattr(loss, 'libraries', [])], losses=loss.losses, log=loss.log, drawn=loss.drawn, task_batches=loss.task_batches, bank=loss.bank,
                 heads=loss.align.heads.state_dict(), head_opt=loss.head_opt and loss.head_opt.state_dict())
 
 def alignment_state(
@@ -51,7 +51,7 @@ def _restore_loss(loss, state, device):
     if state['libraries']: loss.take([_library(o) for o in state['libraries']])
     loss.align.to(device)
     loss.align.heads.load_state_dict(state['heads'])
-    loss.losses, loss.log, loss.bank, loss.seen = state['losses'], state['log'], {k: v.to(device) for k, v in state['bank'].items()}, state['seen']
+    loss.losses, loss.log, loss.bank, loss.task_batches = state['losses'], state['log'], {k: v.to(device) for k, v in state['bank'].items()}, state['task_batches']
     for _ in range(state['drawn']): loss._draw()
     if state['head_opt']: loss.own_optimiser().load_state_dict(state['head_opt'])
 

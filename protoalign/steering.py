@@ -60,10 +60,9 @@ class ContrastObjective(PrototypeObjective):
     def forward(self,
         h: torch.Tensor, # Pooled activations of the layer, (batch, n_units)
         rows: torch.Tensor, # Row of each stimulus in the library, (batch,), -1 for none
-    ) -> torch.Tensor: # Scalar, dimensionless; 0 where no stimulus has a row. ValueError for another number of units
-        if h.ndim != 2 or h.shape[1] != self.projection.in_features: raise ValueError(f'the layer has {h.shape[-1]} pooled units, the library was made from {self.projection.in_features}: same layer, same grid?')
+    ) -> torch.Tensor: # Scalar, dimensionless; 0 where no stimulus has a row. ValueError as in `project`
         with torch.autocast(h.device.type, enabled=False):
-            z, here = F.normalize(self.projection(h.to(self.p_z.dtype)), dim=1), (rows >= 0).to(self.p_z.dtype)[:, None]
+            z, here = F.normalize(self.project(h, rows), dim=1), (rows >= 0).to(self.p_z.dtype)[:, None]
             inside = F.one_hot(self.assign[rows].clamp(min=0), len(self.p_z)).to(z.dtype)*here
             share = (torch.bincount(self.assign[:-1], minlength=len(self.p_z))/max(self.n_rows, 1)).to(z.dtype).clamp(1e-12, 1 - 1e-6)
             a = (inside/share - (here - inside)/(1 - share))/here.sum().clamp(min=1)
