@@ -6,37 +6,25 @@
 ways in turn, several repetitions. rsatoolbox works by a Python loop over draws, so its time is linear in them: it runs a tenth of the draws and the table
 says so. Times are processor seconds of one thread for 1,000 draws (the wall clock stands beside them, and suffers from what else the machine does); a ratio is the peer's time over ours, its median and its smallest and largest over all pairs of repetitions.
 """
-import argparse, json, os, platform, subprocess, sys, time
+import argparse, json, subprocess, sys, time
 from contextlib import redirect_stderr
 from io import StringIO
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rsatoolbox.inference import eval_bootstrap_pattern
 from rsatoolbox.model import ModelFixed
 from rsatoolbox.rdm import RDMs
-from threadpoolctl import threadpool_info
+
+from record import keep, machine, peak_gb, table_path
 
 from protoalign.bootstrap import bootstrap_rsa, resampled_rsa
 from protoalign.rsa import rdm
 
-ROOT = Path(__file__).resolve().parents[2]
 N, MODELS, SUBJECTS = 92, 8, 4
 PEER = {'spearman': 'spearman', 'pearson': 'corr'}
 WAYS = 'protoalign', 'rsatoolbox, scores alone', 'rsatoolbox, its default with noise ceilings'
-
-
-def machine():
-    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.processor()) if os.path.exists('/proc/cpuinfo') else platform.processor()
-    return dict(machine=f'{cpu}, {os.cpu_count()} cores', threads=max(o['num_threads'] for o in threadpool_info()), load=round(os.getloadavg()[0], 1))
-
-
-def peak_mb():
-    "Largest memory of this process so far (Linux), in MB."
-    status = Path('/proc/self/status')
-    return int(status.read_text().split('VmHWM:')[1].split()[0])/1024 if status.exists() else float('nan')
 
 
 def world():
@@ -68,12 +56,12 @@ def check(method, n_draws=20):
 def one(way, method, n_draws):
     "Processor and wall seconds for n_draws, and memory."
     x, y = world()
-    models, before = list(x), peak_mb()
+    models, before = list(x), 1024*peak_gb()
     run = {WAYS[0]: lambda n: bootstrap_rsa(models, list(y), n_draws=n, method=method), WAYS[1]: lambda n: peer(x, y, method, n), WAYS[2]: lambda n: peer(x, y, method, n, True)}[way]
     run(2)
     wall, cpu = time.perf_counter(), time.process_time()
     run(n_draws)
-    return dict(seconds=time.process_time() - cpu, wall=time.perf_counter() - wall, before_mb=before, peak_mb=peak_mb())
+    return dict(seconds=time.process_time() - cpu, wall=time.perf_counter() - wall, before_mb=before, peak_mb=1024*peak_gb())
 
 
 def alone(way, method, n_draws):
@@ -84,7 +72,7 @@ def alone(way, method, n_draws):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--quick', action='store_true', help='a tenth of the draws, two repetitions, to try the script')
-    parser.add_argument('--out', default=ROOT/'nbs'/'results'/'bootstrap_speed.csv')
+    parser.add_argument('--out', help='file to write; in nbs/results by default, a temporary one with --quick')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one: return print(json.dumps(one(*json.loads(args.one))))
@@ -104,7 +92,7 @@ def main():
                              repetitions=repetitions, seconds=np.median(seconds), seconds_low=seconds.min(), seconds_high=seconds.max(), wall_seconds=np.median([t['wall'] for t in told]), ratio=np.median(ratios), ratio_low=ratios.min(),
                              ratio_high=ratios.max(), peak_mb=max(t['peak_mb'] for t in told), before_mb=max(t['before_mb'] for t in told), largest_difference=off, **machine()))
             print(rows[-1], flush=True)
-    pd.DataFrame(rows).to_csv(args.out, index=False, float_format='%.6g')
+    keep(pd.DataFrame(rows), table_path('bootstrap_speed', args.out, args.quick), 'method')
 
 
 if __name__ == '__main__': main()

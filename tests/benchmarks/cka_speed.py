@@ -5,31 +5,19 @@
 All cores are used (set OMP_NUM_THREADS for fewer). Answers are compared before anything is timed; each repetition runs every way once, in
 turn, and a ratio is that repetition's peer time over ours. Peaks of memory are of one run in a process of its own.
 """
-import argparse, json, os, platform, subprocess, sys, tempfile, time
-from pathlib import Path
+import argparse, json, subprocess, sys, time
 
 import numpy as np
 import pandas as pd
 import torch
 from cka.cka import cka_from_features
 from ckatorch.core import cka_base
-from threadpoolctl import threadpool_info
+
+from record import keep, machine, peak_gb, table_path
 
 from protoalign.cka import cka_matrix, linear_cka, rbf_cka
 
-ROOT = Path(__file__).resolve().parents[2]
 OURS = 'protoalign, NumPy'
-
-
-def machine():
-    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.processor()) if os.path.exists('/proc/cpuinfo') else platform.processor()
-    return dict(machine=f'{cpu}, {os.cpu_count()} cores', threads=max(o['num_threads'] for o in threadpool_info()), load=round(os.getloadavg()[0], 1))
-
-
-def peak_gb():
-    "Largest memory of this process so far (Linux), in GB."
-    status = Path('/proc/self/status')
-    return int(status.read_text().split('VmHWM:')[1].split()[0])/2**20 if status.exists() else float('nan')
 
 
 def views(n, *widths, seed=0, dtype=np.float64, n_shared=50):
@@ -129,17 +117,15 @@ def main():
     parser.add_argument('--work', default=','.join(works(True)))
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--quick', action='store_true', help='small, to try the script')
-    parser.add_argument('--out', default=ROOT/'nbs'/'results'/'cka_speed.csv')
+    parser.add_argument('--out', help='file to write; in nbs/results by default, a temporary one with --quick')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(json.dumps(one(*json.loads(args.one))))
     torch.set_grad_enabled(False)
     for name in args.work.split(','):
         table = pd.DataFrame([{**row, **machine()} for row in measured(args.quick, name, args.repeats)])
         print(table.drop(columns=['machine']).to_string(), flush=True)
-        old = pd.read_csv(args.out) if Path(args.out).exists() else table[:0]
-        pd.concat([o for o in (old[old.name != name], table) if len(o)]).to_csv(args.out, index=False, float_format='%.6g')
+        keep(table, table_path('cka_speed', args.out, args.quick), 'name')
 
 
 if __name__ == '__main__': main()

@@ -5,28 +5,22 @@
 All cores are used (set OMP_NUM_THREADS for fewer); the number of threads and the load of the machine at the start stand in the table.
 faiss is a peer only where `import faiss` works (pip install faiss-cpu, or PYTHONPATH to a folder that holds it).
 """
-import argparse, json, os, platform, subprocess, sys, tempfile, time
+import argparse, json, subprocess, sys, time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 import torch # noqa: F401 loaded before the clock starts, as the peers are: 'auto' asks it for a GPU
-from threadpoolctl import threadpool_info
+
+from record import keep, machine, peak_gb, table_path
 
 from protoalign.clusters import inertia, kmeans_labels
 from protoalign.joint import JointPrototypes, balance_scale
 from protoalign.reduce import fit_pca
 
-ROOT = Path(__file__).resolve().parents[2]
 K = 50
-
-
-def machine():
-    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.processor()) if os.path.exists('/proc/cpuinfo') else platform.processor()
-    return dict(machine=f'{cpu}, {os.cpu_count()} cores', threads=max(o['num_threads'] for o in threadpool_info()), load=round(os.getloadavg()[0], 1))
 
 
 def faiss_or_none():
@@ -123,12 +117,6 @@ def raw_responses(n, d, spectrum):
     return x + (.02 if spectrum == 'falling' else 1)*rng.standard_normal((n, d), dtype=np.float32)
 
 
-def peak_gb():
-    "Largest memory of this process so far (Linux), in GB."
-    status = Path('/proc/self/status')
-    return int(status.read_text().split('VmHWM:')[1].split()[0])/2**20 if status.exists() else float('nan')
-
-
 def one_pca(n, d, spectrum, dtype, solver):
     "One PCA in a process of its own, for its peak of memory."
     x = raw_responses(n, d, spectrum).astype(dtype, copy=False)
@@ -154,18 +142,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--parts', default='kmeans,fit,pca')
     parser.add_argument('--quick', action='store_true', help='a tenth of the size, to try the script')
-    parser.add_argument('--out', default=ROOT/'nbs'/'results'/'clustering.csv')
+    parser.add_argument('--out', help='file to write; in nbs/results by default, a temporary one with --quick')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(json.dumps(one_pca(*json.loads(args.one))))
     n, shape, faiss, about = (21_000, (800, 3000)) + (faiss_or_none(), machine()) if args.quick else (73_000, (5000, 20_000)) + (faiss_or_none(), machine())
     parts = dict(kmeans=lambda: kmeans_part(n, faiss), fit=lambda: fit_part(n, faiss), pca=lambda: pca_part(*shape))
     for part in args.parts.split(','):
         table = pd.DataFrame([{**row, **about} for row in parts[part]()])
         print(table.drop(columns=['machine', 'size']).to_string(), flush=True)
-        old = pd.read_csv(args.out) if Path(args.out).exists() else table[:0]
-        pd.concat([o for o in (old[old.part != part], table) if len(o)]).to_csv(args.out, index=False, float_format='%.6g')
+        keep(table, table_path('clustering', args.out, args.quick), 'part')
 
 
 if __name__ == '__main__': main()

@@ -6,27 +6,16 @@ Work: 5,000 stimuli, 512 features, 20,000 voxels, 10 penalties. Every way runs i
 each ratio is between neighbours in time. Before anything is timed each way's answer is compared with ours: penalties, and weights where penalties are equal.
 All cores are used (set OMP_NUM_THREADS for fewer); threads and the load of the machine at the start stand in the table.
 """
-import argparse, json, os, platform, subprocess, sys, tempfile, time
+import argparse, json, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_info
 
-ROOT = Path(__file__).resolve().parents[2]
+from record import keep, machine, peak_gb, table_path
+
 PENALTIES = np.logspace(-1, 6, 10)
 SIZES = {False: (5000, 512, 20_000), True: (1000, 128, 2000)}
-
-
-def machine():
-    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.processor()) if os.path.exists('/proc/cpuinfo') else platform.processor()
-    return dict(machine=f'{cpu}, {os.cpu_count()} cores', threads=max(o['num_threads'] for o in threadpool_info()), load=round(os.getloadavg()[0], 1))
-
-
-def peak_gb():
-    "Largest memory of this process so far (Linux), in GB."
-    status = Path('/proc/self/status')
-    return int(status.read_text().split('VmHWM:')[1].split()[0])/2**20 if status.exists() else float('nan')
 
 
 def world(n, d, n_voxels, dtype):
@@ -123,17 +112,15 @@ def main():
     parser.add_argument('--dtypes', default='float32,float64')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--quick', action='store_true', help='a small size, to try the script')
-    parser.add_argument('--out', default=ROOT/'nbs'/'results'/'ridge_speed.csv')
+    parser.add_argument('--out', help='file to write; in nbs/results by default, a temporary one with --quick')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(json.dumps(once(*json.loads(args.one))))
     about = machine()
     for part in args.parts.split(','):
         table = pd.DataFrame([{**row, **about} for dtype in args.dtypes.split(',') for row in rows(part, SIZES[args.quick], dtype, args.repeats)])
         print(table.drop(columns=['machine', 'size']).to_string(), flush=True)
-        old = pd.read_csv(args.out) if Path(args.out).exists() else table[:0]
-        pd.concat([o for o in (old[old.part != part], table) if len(o)]).to_csv(args.out, index=False, float_format='%.6g')
+        keep(table, table_path('ridge_speed', args.out, args.quick), 'part')
 
 
 if __name__ == '__main__': main()

@@ -7,25 +7,13 @@ machine at the start stand in the table. An OPENBLAS_CORETYPE in the environment
 Every way is run in a process of its own on the same data, and gives its result (a sample of it, for RDMs) to be compared with SciPy's
 before its times count. `ratio` is how many times protoalign is faster: the median over pairs of repetitions, `ratio_low` and `ratio_high` their range.
 """
-import argparse, json, os, platform, subprocess, sys, tempfile, time
-from pathlib import Path
+import argparse, json, subprocess, sys, time
 
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_info
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def machine():
-    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.processor()) if os.path.exists('/proc/cpuinfo') else platform.processor()
-    return dict(machine=f'{cpu}, {os.cpu_count()} cores', threads=max(o['num_threads'] for o in threadpool_info()), kernel=next((o['architecture'] for o in threadpool_info() if 'architecture' in o), ''), load=round(os.getloadavg()[0], 1))
-
-
-def peak_gb():
-    "Largest memory of this process so far (Linux), in GB."
-    status = Path('/proc/self/status')
-    return int(status.read_text().split('VmHWM:')[1].split()[0])/2**20 if status.exists() else float('nan')
+from record import keep, machine, peak_gb, table_path
 
 
 def patterns(n, d, dtype, seed=0):
@@ -152,18 +140,17 @@ def main():
     parser.add_argument('--parts', default='rdm,spearman,large')
     parser.add_argument('--quick', action='store_true', help='small sizes, to try the script')
     parser.add_argument('--repeats', type=int, default=5, help='of protoalign; half as many, at least 2, of the peers')
-    parser.add_argument('--out', default=ROOT/'nbs'/'results'/'rsa_speed.csv')
+    parser.add_argument('--out', help='file to write; in nbs/results by default, a temporary one with --quick')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(json.dumps(one(*json.loads(args.one))))
     n, d, many, about = (1000, 512, 3000, machine()) if args.quick else (5000, 2048, 20_000, machine())
+    about['kernel'] = next((o['architecture'] for o in threadpool_info() if 'architecture' in o), '')
     parts = dict(rdm=lambda: compared('rdm', RDM, n, d, args.repeats), spearman=lambda: compared('spearman', SPEARMAN, n, d, args.repeats), large=lambda: large_part(many, 512))
     for part in args.parts.split(','):
         table = pd.DataFrame([{**row, **about} for row in parts[part]()])
         print(table.drop(columns=['machine', 'size']).to_string(), flush=True)
-        old = pd.read_csv(args.out) if Path(args.out).exists() else table[:0]
-        pd.concat([o for o in (old[old.part != part], table) if len(o)]).to_csv(args.out, index=False, float_format='%.6g')
+        keep(table, table_path('rsa_speed', args.out, args.quick), 'part')
 
 
 if __name__ == '__main__': main()

@@ -6,8 +6,7 @@ ResNet-18 at 112 pixels, one stream, the loss at layer3 pooled to 256 units; 5,0
 `share` is the median over turns of the term alone (forward and backward from the layer's activations) over a vanilla step; `whole` is what the whole step takes, over a vanilla step.
 Two streams are timed too: there the stimuli pass through the network a second time, and that is the cost.
 """
-import argparse, json, os, subprocess, sys, tempfile, time
-from pathlib import Path
+import argparse, json, subprocess, sys, time
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import resnet18
 
-from clustering import machine, peak_gb
+from record import keep, machine, peak_gb, table_path
 from protoalign.activations import extract
 from protoalign.alignment import AlignmentLoss
 from protoalign.baselines import CKALoss, ResponseRegression, RSALoss
@@ -24,7 +23,7 @@ from protoalign.loss import PrototypeObjective
 from protoalign.protonce import ProtoNCE
 from protoalign.refit import Refit
 
-ROOT, LAYER, SIZE = Path(__file__).resolve().parents[2], 'layer3', 112
+LAYER, SIZE = 'layer3', 112
 WAYS = 'vanilla', 'proto_loss', 'RSA', 'RSA, soft ranks', 'CKA', 'regression', 'ProtoNCE', 'ProtoNCE without instances', 'proto_loss, two streams', 'proto_loss, two streams, every 4th'
 
 
@@ -134,18 +133,16 @@ def main():
     parser.add_argument('--batches', default='64,256')
     parser.add_argument('--turns', type=int, default=7)
     parser.add_argument('--quick', action='store_true', help='few stimuli, few turns, to try the script')
-    parser.add_argument('--out', default=ROOT/'nbs'/'results'/'training_cost.csv')
+    parser.add_argument('--out', help='file to write; in nbs/results by default, a temporary one with --quick')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.quick and args.out == parser.get_default('out'): args.out = Path(tempfile.gettempdir())/args.out.name # a small run never takes the place of a committed table
     if args.one: return print(one_memory(*json.loads(args.one)))
     n, batches, turns = (400, (16,), 2) if args.quick else (5000, tuple(map(int, args.batches.split(','))), args.turns)
     parts, about = dict(step=lambda: step_part(n, batches, turns), refresh=lambda: refresh_part(n, turns), memory=lambda: memory_part(n)), machine()
     for part in args.parts.split(','):
         table = pd.DataFrame([{**row, **about} for row in parts[part]()])
         print(table.drop(columns='machine').to_string(), flush=True)
-        old = pd.read_csv(args.out) if Path(args.out).exists() else table[:0]
-        pd.concat([o for o in (old[old.part != part], table) if len(o)]).to_csv(args.out, index=False, float_format='%.4g')
+        keep(table, table_path('training_cost', args.out, args.quick), 'part', 4)
 
 
 if __name__ == '__main__': main()
