@@ -21,7 +21,8 @@ from scipy.special import log_softmax, xlogy
 from scipy.stats import rankdata
 
 from .data import as_matrix
-from .rsa import rdm, rsa_ceiling
+from .ranks import standard_rows
+from .rsa import condensed, rdm, rsa_ceiling
 from .sources import data_folder
 
 # %% ../nbs/23_behaviour.ipynb #2affacb1
@@ -35,19 +36,11 @@ class JudgementScores(NamedTuple):
     null_high: float # 95 % quantile of the permutations
 
 def _condensed(rdms):
-    d = np.asarray(rdms, dtype=float)
-    d = d[:, *np.triu_indices(d.shape[1], 1)] if d.ndim == 3 and d.shape[1] == d.shape[2] else d
+    d = condensed(np.asarray(rdms, dtype=float))
     n = int(round((1 + np.sqrt(1 + 8*d.shape[-1]))/2))
     if d.ndim != 2 or n*(n - 1)//2 != d.shape[1] or len(d) < 2: raise ValueError(f'judgements are RDMs of at least 2 people, (n_people, n, n) or (n_people, n(n-1)/2), got shape {np.shape(rdms)}')
     if not np.isfinite(d).all(): raise ValueError(f'{(~np.isfinite(d)).any(1).sum()} of {len(d)} people have NaN or infinite judgements: leave those stimuli or people out')
     return d, n
-
-def _standard(d, method):
-    "Rows (ranked for 'spearman') with mean 0 and norm 1; NaN for a row that does not vary."
-    d = rankdata(d, axis=-1) if method == 'spearman' else d
-    c = d - d.mean(-1, keepdims=True)
-    norm = np.linalg.norm(c, axis=-1, keepdims=True)
-    return c/np.where(norm > 1e-12*np.abs(d).max(-1, keepdims=True), norm, np.nan)
 
 def _why_none(model, square, people):
     "Why the mean score has no value."
@@ -69,14 +62,14 @@ def judgement_alignment(
     model = np.asarray(x.detach().cpu() if hasattr(x, 'detach') else x, dtype=float)
     model = model if model.ndim == 1 else np.asarray(rdm(as_matrix(model), metric))
     if len(model) != d.shape[1]: raise ValueError(f'activations of shape {np.shape(x)} give {len(model)} pairs of stimuli, the judgements have {d.shape[1]} ({n} stimuli)')
-    people, square, rng = _standard(d, method), squareform(_standard(model, method)), np.random.default_rng(random_state)
+    people, square, rng = standard_rows(d, method), squareform(standard_rows(model, method)), np.random.default_rng(random_state)
     orders = [np.arange(n)] + [rng.permutation(n) for _ in range(n_permutations)]
     upper, mean = np.triu_indices(n, 1), people.mean(0)
     null = np.array([square[np.ix_(o, o)][upper] @ mean for o in orders])
     p = float((null >= null[0] - 1e-12).mean()) if np.isfinite(null[0]) else float('nan')
     if np.isnan(p): warnings.warn(f'score and p are NaN: {_why_none(model, square, people)}', stacklevel=2)
     seen = rankdata(d, axis=1) if method == 'spearman' else people
-    others = [one @ _standard(seen.sum(0) - own, method) for one, own in zip(people, seen)]
+    others = [one @ standard_rows(seen.sum(0) - own, method) for one, own in zip(people, seen)]
     return JudgementScores(pd.DataFrame(dict(score=people @ square[upper], others=others)), float(null[0]), *rsa_ceiling(d, method), p, float(np.quantile(null, .95)))
 
 # %% ../nbs/23_behaviour.ipynb #61b37be3
@@ -100,7 +93,7 @@ def _row_correlation(a, b, keep):
     "Pearson correlation of each row of a with that of b over the columns kept (same number in each row); NaN where one does not vary, measured by its largest value."
     a, b = (o[keep].reshape(len(o), -1) for o in (a, b))
     a, b = (o/np.maximum(np.abs(o).max(1, keepdims=True), np.finfo(float).tiny) for o in (a, b))
-    return (_standard(a, 'pearson')*_standard(b, 'pearson')).sum(1)
+    return (standard_rows(a, 'pearson')*standard_rows(b, 'pearson')).sum(1)
 
 def _doubts(p, q): return _row_correlation(p, q, np.arange(p.shape[1]) != q.argmax(1)[:, None])
 
@@ -118,7 +111,7 @@ def label_scores(
     q = counts/counts.sum(1, keepdims=True)
     with np.errstate(divide='ignore'): cost = -xlogy(q, p).sum(1).mean()
     doubt, image = _doubts(p, q), _row_correlation(p, q, np.ones(p.shape, bool))
-    ranks = [_standard(_entropy(o), 'spearman') for o in (p, q)]
+    ranks = [standard_rows(_entropy(o), 'spearman') for o in (p, q)]
     return dict(cross_entropy=float(cost), image_r=_mean(image), doubt_r=_mean(doubt), entropy_r=float(ranks[0] @ ranks[1]), n_doubted=int(np.isfinite(doubt).sum()))
 
 # %% ../nbs/23_behaviour.ipynb #fe22370f

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import squareform
-from scipy.stats import rankdata
 
 from .data import paired
+from .ranks import standard_rows
 from .rsa import rdm
 
 # %% ../nbs/23_inference.ipynb #e15e5bcf
@@ -153,12 +153,10 @@ def standard_cells(
 ) -> np.ndarray: # Cells whose products sum to the score, (n_systems, n_pairs); NaN with a warning for an RDM that does not vary; ValueError for an unknown method
     "RDMs as their comparison sees them: ranked or not, centred or not, of norm 1."
     if method not in ('spearman', 'pearson', 'cosine'): raise ValueError(f"unknown method {method!r}; known: 'spearman', 'pearson', 'cosine' (for others give `permutation_test` a function)")
-    c = rankdata(rdms, axis=1) if method == 'spearman' else rdms
-    if method != 'cosine': c = c - c.mean(1, keepdims=True)
-    norm, size = np.linalg.norm(c, axis=1, keepdims=True), np.abs(rdms).max(1, keepdims=True)
-    flat = norm <= 1e-12*size
+    cells = standard_rows(rdms, method)
+    flat = np.isnan(cells).any(1)
     if flat.any(): warnings.warn(f'the RDMs of {flat.sum()} of {len(flat)} systems do not vary (first: row {flat.argmax()}): their scores are NaN', stacklevel=3)
-    return c/np.where(flat, np.nan, norm)
+    return cells
 
 def _squares(condensed): return np.stack([squareform(o, checks=False) for o in condensed])
 

@@ -14,14 +14,9 @@ from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
 from .data import as_matrix
-from .encoding import ALPHAS, encoding_score
+from .encoding import ALPHAS, encoding_score, penalty_folds
 
 # %% ../nbs/25_layer_sweep.ipynb #39507b1f
-def _inner_folds(groups):
-    "How penalties are chosen, for `encoding_score`: in folds of groups where stimuli share groups."
-    n = len(np.unique(groups))
-    return dict(cv=min(5, n), groups=groups) if 1 < n < len(groups) else {}
-
 def layer_scores(
     activations: dict, # {layer: (n_stimuli, n_units)} for the stimuli that may be used, test stimuli not among them
     responses, # Responses to the same stimuli, (n_stimuli, n_voxels)
@@ -40,7 +35,7 @@ def layer_scores(
     if len(flat): raise ValueError(f'{len(flat)} of {y.shape[1]} voxels are constant over {len(y)} stimuli (first: {flat[:5].tolist()}): drop them, no layer can match them')
     if n_groups < n_folds: raise ValueError(f'{n_folds} folds need at least as many content groups, got {n_groups} of {len(y)} stimuli')
     folds = list(GroupKFold(n_folds, shuffle=True, random_state=seed).split(y, groups=groups))
-    return np.array([[encoding_score(x[fit], y[fit], x[left], y[left], alphas, **_inner_folds(groups[fit])).r2 for x in activations.values()] for fit, left in folds])
+    return np.array([[encoding_score(x[fit], y[fit], x[left], y[left], alphas, **penalty_folds(groups[fit])).r2 for x in activations.values()] for fit, left in folds])
 
 # %% ../nbs/25_layer_sweep.ipynb #9eb750d8
 def layer_sweep(

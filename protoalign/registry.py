@@ -15,8 +15,7 @@ import numpy as np
 
 from .cka import linear_cka, rbf_cka
 from .dimensionality import effective_rank, participation_ratio
-from .encoding import fit_encoding, prediction_scores
-from .layer_sweep import _inner_folds
+from .encoding import fit_encoding, penalty_folds, prediction_scores
 from .prototype_alignment import prototype_alignment
 from .rsa import rsa
 from .shape import procrustes_rotation, soft_matching
@@ -24,7 +23,7 @@ from .shape import procrustes_rotation, soft_matching
 # %% ../nbs/39_registry.ipynb #d7ffb305
 def _predicted(x_fit, y_fit, x, y, groups, **_):
     "Predictions and responses, and the training mean of each voxel."
-    model = fit_encoding(x_fit, y_fit, **({} if groups is None else _inner_folds(groups)))
+    model = fit_encoding(x_fit, y_fit, **penalty_folds(groups))
     return model.ridge.predict((x - model.mean)/model.sd), y, model.y_mean
 
 def _voxels(a, b, mean, which):

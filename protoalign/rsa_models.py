@@ -15,8 +15,8 @@ import pandas as pd
 from scipy.optimize import nnls
 from scipy.spatial.distance import squareform
 
-from .ranks import ranks
-from .rsa import is_square_rdm
+from .ranks import standard_rows
+from .rsa import condensed
 
 # %% ../nbs/21_rsa_models.ipynb #2cdaceda
 def category_rdm(
@@ -31,9 +31,7 @@ def category_rdm(
 # %% ../nbs/21_rsa_models.ipynb #8d16a914
 def _cells(rdms, n_cells=None):
     "RDMs, condensed or square, one or one for each subject, as (n_rdms, n_cells) in float64."
-    d = np.asarray(rdms, dtype=float)
-    if (d.ndim == 3 and d.shape[1] == d.shape[2]) or is_square_rdm(np.nan_to_num(d)): d = d[..., *np.triu_indices(d.shape[-1], 1)]
-    d = np.atleast_2d(d)
+    d = np.atleast_2d(condensed(np.asarray(rdms, dtype=float)))
     if d.ndim != 2 or d.shape[1] < 3 or n_cells not in (None, d.shape[1]): raise ValueError(f'need RDMs of the same stimuli, condensed or square, got shape {np.shape(rdms)} for {n_cells or "at least 3"} cells')
     if not np.isfinite(d).all(): raise ValueError(f'{(~np.isfinite(d)).any(1).sum()} of {len(d)} RDMs hold NaN or infinite cells: leave those stimuli out')
     return d
@@ -41,11 +39,9 @@ def _cells(rdms, n_cells=None):
 def _standard(d, method):
     "Rows with mean 0 and norm 1; of their ranks for 'spearman'."
     if method not in ('spearman', 'pearson'): raise ValueError(f"method is 'spearman' or 'pearson', got {method!r}")
-    d = np.stack([ranks(o) for o in d]) if method == 'spearman' else d
-    c = d - d.mean(1, keepdims=True)
-    norm = np.linalg.norm(c, axis=1, keepdims=True)
-    if (norm <= 1e-12*np.linalg.norm(d, axis=1, keepdims=True)).any(): raise ValueError('an RDM that does not vary explains nothing and has nothing to explain')
-    return c/norm
+    rows = standard_rows(d, method)
+    if np.isnan(rows).any(): raise ValueError('an RDM that does not vary explains nothing and has nothing to explain')
+    return rows
 
 def _design(models, n_cells, method):
     "Standardised model RDMs as columns, (n_cells, n_models)."

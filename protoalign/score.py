@@ -13,9 +13,8 @@ from sklearn.metrics import pairwise_distances_argmin
 
 from .cka import linear_cka
 from .data import paired
-from .encoding import fit_encoding, score_encoding
+from .encoding import fit_encoding, penalty_folds, score_encoding
 from .joint import cluster_means, kmeans_labels
-from .layer_sweep import _inner_folds
 from .reduce import fit_pca
 from .rsa import rsa
 
@@ -74,7 +73,7 @@ def score_layer(
     "Alignment, predictivity and prototype agreement of one layer on held-out stimuli."
     x_train, y_train = (np.asarray(o, dtype=float) for o in paired(x_train, y_train, min_stimuli=4))
     if content_groups is not None and len(content_groups) != len(y_train): raise ValueError(f'{len(content_groups)} content groups for {len(y_train)} training stimuli: one for each')
-    model, scores = fit_encoding(x_train, y_train, **({} if content_groups is None else _inner_folds(np.asarray(content_groups)))), {}
+    model, scores = fit_encoding(x_train, y_train, **penalty_folds(content_groups)), {}
     groups = groups or BrainGroups(y_train, min(n_groups, len(y_train)))
     for part, (x, y) in held_out.items():
         x, y = (np.asarray(o, dtype=float) for o in paired(x, y, min_stimuli=4))
