@@ -36,6 +36,8 @@ _RUN_OPTIONS = (
     ('--K', 'settings.K', int, 'number of prototypes'),
     ('--every', 'settings.every', int, 'epochs E between refreshes, 0 for never'),
     ('--joint', 'settings.joint', str, 'pca, cca or plsc on the joined sides'),
+    ('--stimulus-each', 'settings.stimulus_each', int, 'a batch of stimuli after every so many task batches'),
+    ('--precision', 'settings.precision', str, 'of forward passes in training: float32, or bfloat16 where the machine is faster with it'),
     ('--brain-weight', 'settings.brain_weight', float, 'share of the brain in the joint clustering'),
     ('--folds', 'folds', int, 'test stimuli by turns: seed s tests on fold s'),
     ('--trials', 'n_trials', int, 'trials of each arm, with --tune'),
@@ -79,6 +81,12 @@ def _parser():
     p = sub.add_parser('report', help='draw the figures and the page of a run again')
     p.add_argument('dir')
     p.add_argument('--data-dir', help='folder of your data sets, for the gallery')
+    p.add_argument('--no-stimuli', action='store_true', help='show no stimuli: for data that may not be passed on')
+    p = sub.add_parser('outcomes', help='what the proposal expected, beside what came out of a run')
+    p.add_argument('dir')
+    p.add_argument('--study', help='judgements of people (.csv); study.csv of the run, if it is there')
+    p.add_argument('--steering', help='table of steering (.csv); steering.csv of the run, if it is there')
+    p.add_argument('--json', action='store_true', help='one line of JSON for each outcome, for machines')
     p = sub.add_parser('datasets', help='list the data sets, whether they are here, and fetch those that may be fetched')
     p.add_argument('name', nargs='?', help='tell all about one data set')
     p.add_argument('--fetch', action='store_true', help='download its files; an interrupted download goes on where it stopped')
@@ -192,7 +200,14 @@ def _close(args, config, out, results, failed):
 # %% ../nbs/62_cli.ipynb #618d30d1
 def _report(args):
     from protoalign.report import make_report
-    print(f'Report: {make_report(args.dir, args.data_dir).resolve()}')
+    print(f'Report: {make_report(args.dir, args.data_dir, stimuli=not args.no_stimuli).resolve()}')
+
+def _outcomes(args):
+    from protoalign.outcomes import judge_run
+    came = judge_run(args.dir, args.study, args.steering)
+    if args.json: return print(came.table.to_json(orient='records', lines=True, force_ascii=False), end='')
+    for o in came.table.to_dict('records'): print(f'{o["verdict"].upper()}: {o["outcome"]}', f'  expected: {o["expected"]}', f'  came out: {o["came_out"]}', sep='\n')
+    print(f'Family: {came.family}.', *([f'Not finished: {len(came.missing)} cells.'] if came.missing else []), sep='\n')
 
 _SOURCE = '{name}\n  present: {present}; {size}; fetch: {fetch}\n  supports: {supports}\n  licence: {licence}\n  cite: {citation}'
 
@@ -263,7 +278,7 @@ def _study(args):
     print(_json(summarise_study(answers)._asdict()))
 
 # %% ../nbs/62_cli.ipynb #02a23061
-_JOBS = dict(run=_run, report=_report, datasets=_datasets, prototypes=_prototypes, score=_score, study=_study)
+_JOBS = dict(run=_run, report=_report, outcomes=_outcomes, datasets=_datasets, prototypes=_prototypes, score=_score, study=_study)
 
 def main(
     argv: list=None, # Words after `protoalign`; those of the command line if None

@@ -104,7 +104,7 @@ def simulate_subject(
 # %% ../nbs/11_datasets.ipynb #72387925
 _LOADERS = {}
 _PAGES = {'macaque-v4': 'image_sets', 'objects92': 'image_sets', 'digits69-fmri': 'image_sets', 'cifar10h': 'image_sets', 'fashion-mnist': 'image_sets',
-          'osie-gaze': 'image_sets', 'natsound165': 'sound_sets', 'esc10': 'sound_sets', 'haxby': 'fmri', 'nsd': 'nsd', 'planted': 'planted'}
+          'osie-gaze': 'image_sets', 'natsound165': 'sound_sets', 'esc10': 'sound_sets', 'haxby': 'fmri', 'nsd': 'nsd', 'planted': 'planted', 'imagenet': 'image_folder'}
 
 def dataset_loader(
     name: str, # Name for `load`

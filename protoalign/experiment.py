@@ -24,16 +24,18 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
 
 from .arms import Settings
-from .cell import COLUMNS, SeedData, cell_path, check, flat_config, run_cell, score_model, seed_data, start_model, start_path, target_responses, write_table
-from .config import Cell, Config, cells, main_cell, seeds, to_json, tuned_arms
+from .cell import COLUMNS, artefact_path, cell_path, run_cell, start_model, start_path, write_table
+from .check import check
+from .config import Cell, Config, cells, flat_config, main_cell, seeds, to_json, tuned_arms
 from .estimate import estimate, peak_memory
 from .files import atomic_write
 from .grid import choose, number_of_trials, planned, proposals
 from .networks import backbone
 from .presets import EXPECTED, PRESETS, quick
+from .seed_data import seed_data, target_responses
 
 # %% ../nbs/60_experiment.ipynb #74aaec83
-_FOLDERS = 'cells', 'trials', 'libraries', 'starts', 'locks', 'logs', 'errors'
+_FOLDERS = 'cells', 'trials', 'libraries', 'artefacts', 'starts', 'locks', 'logs', 'errors'
 
 def _lock(out, name): return FileLock(Path(out)/'locks'/f'{name}.lock')
 
@@ -88,7 +90,7 @@ class _Plain:
 def _files(out, cell):
     "All that a cell may write."
     library, name = Path(out)/'libraries', cell.name
-    return [cell_path(out, cell), library/f'{name}.safetensors', library/f'{name}.refreshes.csv', library/f'{name}.losses.csv', *(Path(out)/d/f'{name}.{e}' for d, e in (('logs', 'json'), ('errors', 'txt'), ('checkpoints', 'pt')))]
+    return [cell_path(out, cell), artefact_path(out, cell), library/f'{name}.safetensors', library/f'{name}.refreshes.csv', library/f'{name}.losses.csv', *(Path(out)/d/f'{name}.{e}' for d, e in (('logs', 'json'), ('errors', 'txt'), ('checkpoints', 'pt')))]
 
 def _keep_log(out, name, **about):
     with suppress(OSError), atomic_write(Path(out)/'logs'/f'{name}.json') as p:

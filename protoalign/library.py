@@ -130,22 +130,28 @@ def _settings(joint):
     plain = str, int, float, bool, type(None)
     return {name: value for name, value in joint.get_params().items() if name != 'init' and isinstance(value, plain)}
 
+def _brain_side(joint, provenance):
+    "PCA and prototypes of the brain, and what only a library of one subject's fit holds."
+    if isinstance(joint, JointPrototypes): return joint.pca_brain_, joint.prototypes_brain_, (joint.cluster_centers_, joint.joint_map_, (joint.scale_dnn_, joint.scale_brain_))
+    s = provenance.get('subject')
+    if s not in joint.pca_brain_: raise ValueError(f'these prototypes are of several subjects: say whose brain the library shows, subject=..., one of {list(joint.pca_brain_)}; got {s!r}')
+    return joint.pca_brain_[s], joint.prototypes_brain_[s], ()
+
 def make_library(
-    joint: JointPrototypes, # Fitted on the training stimuli
+    joint, # `JointPrototypes`, or `SubjectPrototypes` with `subject` in the provenance, fitted on the training stimuli
     ids: list, # Their stimulus ids, in the order of the rows
     network=None, # The torch module that gave the activations, or its state dict, for its `weights_hash`
     data: tuple=None, # (activations, responses) that `joint` was fitted on, for their `data_hash`
     min_direction: float=2., # Standard errors that a prototype must lie from the mean to have a direction, and weight 1 in the loss
     **provenance, # Where it came from, values that JSON can hold: dataset, subject, region, target, model, layer, licence, citation, shareable, ...
-) -> PrototypeLibrary: # Ready to save, look at, or train with
+) -> PrototypeLibrary: # Ready to save, look at, or train with; ValueError where the subject of several is not named
     "Turn fitted joint prototypes into a library."
-    z, r, known = joint.pca_dnn_, joint.pca_brain_, {'K': joint.n_prototypes, 'settings': _settings(joint), 'sides': joint.sides_, 'software': _software()}
+    z, (r, p_r, more), known = joint.pca_dnn_, _brain_side(joint, provenance), {'K': joint.n_prototypes, 'settings': _settings(joint), 'sides': joint.sides_, 'software': _software()}
     if network is not None: known['weights_hash'] = weights_hash(network)
     if data is not None: known['data_hash'] = data_hash(ids, *data)
-    return PrototypeLibrary(joint.prototypes_dnn_, joint.prototypes_brain_, joint.labels_, joint.distances_,
+    return PrototypeLibrary(joint.prototypes_dnn_, p_r, joint.labels_, joint.distances_,
         ((joint.direction_dnn_ >= min_direction) & (joint.counts_ > 0)).astype(float), z.mean_, z.components_, r.mean_, r.components_, ids,
-        [f'prototype {k}' for k in range(joint.n_prototypes)], {**known, **provenance},
-        joint.cluster_centers_, joint.joint_map_, (joint.scale_dnn_, joint.scale_brain_))
+        [f'prototype {k}' for k in range(joint.n_prototypes)], {**known, **provenance}, *more)
 
 # %% ../nbs/32_library.ipynb #fa30e1b1
 _SAID = 'dataset', 'subject', 'region', 'target', 'model', 'layer', 'grid', 'licence', 'citation', 'weights_hash', 'data_hash'

@@ -20,7 +20,9 @@ from scipy.stats import spearmanr
 
 from .arms import arm_lam
 from .artefacts import compare_over_stimuli, load_artefact, stimulus_table
-from .experiment import Config, cells, gather
+from .cell import artefact_path, cell_path
+from .config import Config, cells, main_cell, seeds
+from .experiment import gather
 from .files import atomic_write
 from .human_study import summarise_study
 from .stats import compare_arms, paired_test, smallest_detectable
@@ -43,11 +45,12 @@ def main_rows(
     config: Config, # Configuration they come from
     layer: str=None, # Layer; the trained one if None. Task rows, which have no layer, always stay
     split: str='test', # Split
-) -> pd.DataFrame: # Rows with each arm's configured λ (or none), at one layer
-    "The rows that compare arms."
+) -> pd.DataFrame: # Rows with the setting that stands for each arm, configured or chosen, at one layer
+    "The rows that compare arms: not those of a sweep."
     lam = results['arm'].map({a: arm_lam(a, config.settings) for a in set(results['arm'])}).astype(float)
     at_lam = results['lam'].isna() | np.isclose(results['lam'].astype(float), lam)
-    return results[at_lam & (results['split'] == split) & results['layer'].isin([layer or config.settings.layer, ''])]
+    main = (results['role'] == 'main') & (results['chosen'].astype(bool) | at_lam)
+    return results[main & (results['split'] == split) & results['layer'].isin([layer or config.settings.layer, ''])]
 
 def sharing(
     rows: pd.DataFrame, # One setting an arm, as from `main_rows`
@@ -225,10 +228,10 @@ def read_run(
     out = Path(out)
     if not (out/'config.json').exists(): raise ValueError(f'{out} holds no protoalign run: there is no config.json')
     config = Config(**json.loads((out/'config.json').read_text()))
-    main = [c for c in cells(config) if c.lam is None or np.isclose(c.lam, arm_lam(c.arm, config.settings))]
-    kept = {(c.arm, c.seed): load_artefact(path) for c in main if (path := out/'artefacts'/f'{c.name}.npz').exists()}
+    main = [main_cell(config, arm, seed) for seed in seeds(config) for arm in config.arms]
+    kept = {(c.arm, c.seed): load_artefact(path) for c in main if (path := artefact_path(out, c)).exists()}
     stimuli = stimulus_table(kept, config.settings.layer) if kept else None
-    return Run(config, gather(config, out), stimuli, tuple(c.name for c in cells(config) if not (out/'cells'/f'{c.name}.csv').exists()))
+    return Run(config, gather(config, out), stimuli, tuple(c.name for c in cells(config) if not cell_path(out, c).exists()))
 
 def judge_run(
     out, # Directory of a run

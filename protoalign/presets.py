@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from torch import nn
 
-import protoalign.image_folder # adds `imagenet` to the data sets
 from .arms import Settings
 from .config import Config
 from .networks import BACKBONES, Backbone, prepare

@@ -8,8 +8,11 @@ Docs: https://protoalign.github.io/protoalign/ranks.html.md"""
 __all__ = ['ranks', 'spearman', 'rho_a', 'tau_a', 'standard_rows']
 
 # %% ../nbs/20_ranks.ipynb #28011730
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from scipy.stats import kendalltau, rankdata
+from threadpoolctl import threadpool_info
 
 # %% ../nbs/20_ranks.ipynb #2c046a8c
 _BLOCK = 1 << 22
@@ -64,9 +67,14 @@ def ranks(
     return _double_ranks(v)/2
 
 # %% ../nbs/20_ranks.ipynb #a2a255a6
+_SIDE_BY_SIDE = 1 << 20, 1 << 26 # Fewer values are not worth a thread; of more, one vector at a time saves memory
+
+def _may_use_two_threads(): return max((o['num_threads'] for o in threadpool_info()), default=1) > 1
+
 def _two_ranked(a, b):
     if np.shape(a) != np.shape(b) or np.ndim(a) != 1 or len(a) < 2: raise ValueError(f'need two vectors of one length, at least 2, got shapes {np.shape(a)} and {np.shape(b)}')
-    return _double_ranks(a), _double_ranks(b)
+    if not (_SIDE_BY_SIDE[0] <= len(a) <= _SIDE_BY_SIDE[1] and _may_use_two_threads()): return _double_ranks(a), _double_ranks(b)
+    with ThreadPoolExecutor(2) as pool: return tuple(pool.map(_double_ranks, (a, b)))
 
 def _rank_products(x, y):
     "Sum of (x - mean)(y - mean) of doubled ranks, in float64."

@@ -19,11 +19,10 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from .datasets import load
-from .arms import arm_lam
 from .artefacts import compare_over_stimuli
 from .atlas import make_atlas
 from .data import mean_repeats, select
-from .experiment import Config, cells, seeds
+from .config import Config, cells, main_cell, seeds
 from .files import atomic_write
 from .library import PrototypeLibrary, plot_prototypes
 from .outcomes import dose_table, judge_run, main_rows, monotone, read_run, sharing
@@ -92,7 +91,7 @@ def plot_sweep(
 # %% ../nbs/61_report.ipynb #31327571
 def _history(out, config, arm, kind):
     "Table of the first seed that has one, or None."
-    paths = (Path(out)/'libraries'/f'{arm}-seed{s}-lam{arm_lam(arm, config.settings):g}.{kind}.csv' for s in seeds(config))
+    paths = (Path(out)/'libraries'/f'{main_cell(config, arm, s).name}.{kind}.csv' for s in seeds(config))
     return next((pd.read_csv(p) for p in paths if p.exists()), None)
 
 def plot_training(
@@ -304,7 +303,7 @@ def _kept_figure(fig, folder, name):
 
 def _library(out, config):
     "The first finished library of protoalign."
-    paths = (Path(out)/'libraries'/f'protoalign-seed{s}-lam{arm_lam("protoalign", config.settings):g}.safetensors' for s in seeds(config))
+    paths = (Path(out)/'libraries'/f'{main_cell(config, "protoalign", s).name}.safetensors' for s in seeds(config))
     path = next((p for p in paths if p.exists()), None)
     if path is None: raise ValueError('no seed of the arm protoalign is finished')
     return PrototypeLibrary.load(path)

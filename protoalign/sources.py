@@ -102,6 +102,8 @@ SOURCES = {s.name: s for s in (
     Source('nsd', 'nsddata, nsddata_betas and nsddata_stimuli as published (the size is that of one person\'s betas and the images)', 'naturalscenesdataset.org (sign the data access agreement first)',
         'NSD terms and data access agreement: research and teaching only, not to be passed on; photographs from COCO', 'Allen et al. 2022 (Nature Neuroscience 25, 116); photographs: Lin et al. 2014 (COCO)',
         'alignment at full size: 8 people, 73,000 photographs', 82_000., ('nsddata/experiments/nsd/nsd_stim_info_merged.csv',)),
+    Source('imagenet', 'train and val of ILSVRC2012, a folder for each class', 'image-net.org (agree to its terms first)',
+        'ImageNet terms of access: non-commercial research and education, not to be passed on', 'Russakovsky et al. 2015 (International Journal of Computer Vision 115, 211)', 'task: 1,000 classes, 1.28 million photographs', 144_000., ('train', 'val')),
 )}
 
 # %% ../nbs/05_sources.ipynb #c911ebe5

@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from .clusters import cluster_means
-from .joint import balance_scale
+from .joint import balance_scale, _direction
 from .reduce import fit_pca, variance_kept
 
 # %% ../nbs/31_subjects.ipynb #d51de958
@@ -189,7 +189,7 @@ def _report(self:SubjectPrototypes, X, Y, seen):
         scores, labels = pca.transform(x[rows]), self.labels_[rows]
         means = cluster_means(scores, labels, k)
         self.sides_[s] = dict(variance_kept=variance_kept(pca), explained=float((means[labels]**2).sum()/(scores**2).sum()), seen=int(rows.sum()))
-        if s == 'dnn': self.prototypes_dnn_ = means
+        if s == 'dnn': self.prototypes_dnn_, self.direction_dnn_ = means, _direction(means, scores, labels, self.counts_)
         else: self.prototypes_brain_[s], self.counts_brain_[s] = means, np.bincount(labels, minlength=k)
 
 # %% ../nbs/31_subjects.ipynb #3d47333a

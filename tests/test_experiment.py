@@ -10,12 +10,13 @@ import pytest
 import few_digits # registers the data set
 from conftest import ROOT, needs_data
 from protoalign.arms import Settings
-from protoalign.cell import Cell, cell_path, run_cell, seed_split
+from protoalign.cell import cell_path, run_cell
 from protoalign.cli import main
-from protoalign.config import Config, cells, make_config, to_json
+from protoalign.config import Cell, Config, cells, make_config, to_json
 from protoalign.datasets import dataset_loader, load
 from protoalign.experiment import CellsFailed, gather, open_run, read_errors, read_results, ready_cells, run
 from protoalign.presets import PRESETS, quick
+from protoalign.seed_data import seed_split
 
 FEW_DIGITS = Path(few_digits.__file__)
 TINY = Config(dataset='few-digits', n_seeds=2, pretrain_epochs=1, sweep=(.1,), tune={'K': [5, 10], 'lam': [.1, .5]}, arms=('vanilla', 'protoalign', 'cka'),
@@ -25,7 +26,7 @@ TINY = Config(dataset='few-digits', n_seeds=2, pretrain_epochs=1, sweep=(.1,), t
 def tree(out):
     "Everything that carries a number, file by file."
     out = Path(out)
-    kept = [*(p for p in (out/'results.csv', out/'trials.csv', out/'chosen.json') if p.exists()), *(p for d in ('cells', 'trials', 'libraries', 'starts') for p in (out/d).iterdir())]
+    kept = [*(p for p in (out/'results.csv', out/'trials.csv', out/'chosen.json') if p.exists()), *(p for d in ('cells', 'trials', 'libraries', 'artefacts', 'starts') for p in (out/d).iterdir())]
     return {str(p.relative_to(out)): p.read_bytes() for p in kept}
 
 

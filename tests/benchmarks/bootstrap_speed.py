@@ -92,7 +92,7 @@ def main():
                              repetitions=repetitions, seconds=np.median(seconds), seconds_low=seconds.min(), seconds_high=seconds.max(), wall_seconds=np.median([t['wall'] for t in told]), ratio=np.median(ratios), ratio_low=ratios.min(),
                              ratio_high=ratios.max(), peak_mb=max(t['peak_mb'] for t in told), before_mb=max(t['before_mb'] for t in told), largest_difference=off, **machine()))
             print(rows[-1], flush=True)
-    keep(pd.DataFrame(rows), table_path('bootstrap_speed', args.out, args.quick), 'method')
+    keep(pd.DataFrame(rows), table_path('bootstrap_speed', args.out, args.quick), ['method'])
 
 
 if __name__ == '__main__': main()

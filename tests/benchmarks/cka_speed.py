@@ -125,7 +125,7 @@ def main():
     for name in args.work.split(','):
         table = pd.DataFrame([{**row, **machine()} for row in measured(args.quick, name, args.repeats)])
         print(table.drop(columns=['machine']).to_string(), flush=True)
-        keep(table, table_path('cka_speed', args.out, args.quick), 'name')
+        keep(table, table_path('cka_speed', args.out, args.quick), ['name'])
 
 
 if __name__ == '__main__': main()

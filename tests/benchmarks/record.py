@@ -26,6 +26,6 @@ def table_path(name, out=None, quick=False):
 
 
 def keep(table, path, by, digits=6):
-    "Put rows in the place of those of the same `by` that the file holds."
-    old = pd.read_csv(path) if path.exists() else table[:0]
-    pd.concat([o for o in (old[~old[by].isin(table[by])], table) if len(o)]).to_csv(path, index=False, float_format=f'%.{digits}g')
+    "Put rows in the place of those of the same `by`, a list of columns, that the file holds."
+    old, key = pd.read_csv(path) if path.exists() else table[:0], lambda rows: pd.MultiIndex.from_frame(rows[by].astype(str))
+    pd.concat([o for o in (old[~key(old).isin(key(table))], table) if len(o)]).to_csv(path, index=False, float_format=f'%.{digits}g')

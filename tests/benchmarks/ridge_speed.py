@@ -120,7 +120,7 @@ def main():
     for part in args.parts.split(','):
         table = pd.DataFrame([{**row, **about} for dtype in args.dtypes.split(',') for row in rows(part, SIZES[args.quick], dtype, args.repeats)])
         print(table.drop(columns=['machine', 'size']).to_string(), flush=True)
-        keep(table, table_path('ridge_speed', args.out, args.quick), 'part')
+        keep(table, table_path('ridge_speed', args.out, args.quick), ['part', 'dtype'])
 
 
 if __name__ == '__main__': main()

@@ -150,7 +150,7 @@ def main():
     for part in args.parts.split(','):
         table = pd.DataFrame([{**row, **about} for row in parts[part]()])
         print(table.drop(columns=['machine', 'size']).to_string(), flush=True)
-        keep(table, table_path('rsa_speed', args.out, args.quick), 'part')
+        keep(table, table_path('rsa_speed', args.out, args.quick), ['part'])
 
 
 if __name__ == '__main__': main()

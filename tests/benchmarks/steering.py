@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 
 from protoalign.datasets import load
-from protoalign.experiment import PRESETS, check, seed_data, start_model, target_responses
+from protoalign.check import check
+from protoalign.cell import start_model
+from protoalign.presets import PRESETS
+from protoalign.seed_data import seed_data, target_responses
 from protoalign.judge import make_judge
 from protoalign.steering import dose_response, specificity, steerable
 

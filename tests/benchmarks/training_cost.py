@@ -39,7 +39,7 @@ def objectives(n):
     refit = Refit(torch.zeros(n, 1), brain, [f's{i}' for i in range(n)], LAYER, n_prototypes=20)
     nce, nce_alone, head = ProtoNCE(n, 256), ProtoNCE(n, 256, instance=False), ResponseRegression(brain, 256)
     for o in (nce, nce_alone, head): o.refresh(acts)
-    proto = PrototypeObjective(refit(None, acts={LAYER: acts}))
+    proto = PrototypeObjective(refit(torch.nn.Identity(), acts={LAYER: acts}))
     return {'proto_loss': proto, 'RSA': RSALoss(brain), 'RSA, soft ranks': RSALoss(brain, 'spearman'), 'CKA': CKALoss(brain), 'regression': head, 'ProtoNCE': nce, 'ProtoNCE without instances': nce_alone,
             'proto_loss, two streams': proto, 'proto_loss, two streams, every 4th': proto}
 
@@ -142,7 +142,7 @@ def main():
     for part in args.parts.split(','):
         table = pd.DataFrame([{**row, **about} for row in parts[part]()])
         print(table.drop(columns='machine').to_string(), flush=True)
-        keep(table, table_path('training_cost', args.out, args.quick), 'part', 4)
+        keep(table, table_path('training_cost', args.out, args.quick), ['part', 'size'], 4)
 
 
 if __name__ == '__main__': main()
