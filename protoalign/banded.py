@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold, check_cv
 
-from .data import as_matrix
+from .data import as_matrix, as_numpy
 from .encoding import encoding_score, prediction_scores
 from .ridge import ALPHAS
 
@@ -36,7 +36,7 @@ def _himalaya():
 def _spaces(spaces, n=None):
     "Feature spaces as float64 arrays of equal length."
     if not isinstance(spaces, dict) or not spaces: raise ValueError(f'spaces are a dict {{name: (n_stimuli, n_features)}}, got {type(spaces).__name__}')
-    found = {name: np.asarray(as_matrix(x), dtype=float) for name, x in spaces.items()}
+    found = {name: as_matrix(as_numpy(x)) for name, x in spaces.items()}
     if len({len(x) for x in found.values()} | ({n} if n is not None else set())) != 1:
         raise ValueError(f'rows must be the same stimuli everywhere, got shapes {({name: x.shape for name, x in found.items()})}' + (f' for {n} responses' if n is not None else ''))
     return found
@@ -69,7 +69,7 @@ def fit_banded(
     kernel: bool=None, # Work with kernels; if None, where features are more than stimuli
 ) -> BandedModel: # ValueError for unequal stimuli; ImportError without himalaya
     "Banded ridge regression, a penalty for each space and unit (Dupré la Tour et al. 2022)."
-    y = np.asarray(as_matrix(y), dtype=float)
+    y = as_matrix(as_numpy(y))
     spaces = _spaces(spaces, len(y))
     if kernel is None: kernel = sum(x.shape[1] for x in spaces.values()) > len(y)
     folds = list((GroupKFold(cv) if groups is not None and isinstance(cv, (int, np.integer)) else check_cv(cv)).split(y, groups=groups))
@@ -97,7 +97,7 @@ def commonality(
     r2: dict, # {tuple of names: R² of the model on those spaces}, numbers or (n_units,) for every subset of the spaces
 ) -> dict: # {tuple of names: part that exactly those spaces share}; the parts sum to the R² of all. ValueError for a missing subset
     "Unique and shared parts of explained variance (Mood 1971)."
-    r2 = {frozenset(names): np.asarray(value, dtype=float) for names, value in r2.items()}
+    r2 = {frozenset(names): as_numpy(value) for names, value in r2.items()}
     everything = tuple(dict.fromkeys(chain.from_iterable(r2)))
     lacking = [s for s in _subsets(everything) if frozenset(s) not in r2]
     if not r2 or lacking: raise ValueError(f'need the R² of every subset of spaces, lacking {lacking}')
@@ -128,7 +128,7 @@ def variance_partition(
     "What each feature space explains alone, and what together, on held-out stimuli."
     if model not in ('banded', 'ridge'): raise ValueError(f"model is 'banded' or 'ridge', got {model!r}")
     if set(train) != set(test) or len(train) < 2: raise ValueError(f'need the same two or more spaces on both sides, got {list(train)} and {list(test)}')
-    y_train, y_test = (np.asarray(as_matrix(o), dtype=float) for o in (y_train, y_test))
+    y_train, y_test = (as_matrix(as_numpy(o)) for o in (y_train, y_test))
     train, test = _spaces(train, len(y_train)), _spaces(test, len(y_test))
     r2 = {s: _subset_r2({k: train[k] for k in s}, y_train, {k: test[k] for k in s}, y_test, model, options) for s in _subsets(train)}
     return Partition(*(pd.DataFrame({' & '.join(s): o for s, o in found.items()}) for found in (r2, commonality(r2))))
@@ -160,6 +160,7 @@ def product_split(
     y_mean, # Mean of each unit over the training stimuli, (n_units,)
 ) -> pd.DataFrame: # Share of R² of each space, (n_units, n_spaces); rows sum to the R² of the whole prediction, NaN for units that do not vary
     "Product-measure split of the explained variance over feature spaces."
-    e, whole = np.asarray(y, dtype=float) - y_mean, sum(terms.values())
+    y, y_mean, terms = as_numpy(y), as_numpy(y_mean), {name: as_numpy(t) for name, t in terms.items()}
+    e, whole = y - y_mean, sum(terms.values())
     squares = np.where(np.ptp(y, axis=0) > 0, (e**2).sum(0), np.nan)
     return pd.DataFrame({name: (t*(2*e - whole)).sum(0)/squares for name, t in terms.items()})

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .data import as_numpy
 from .inference import group_codes, rdm_stack, standard_cells
 
 # %% ../nbs/24_bootstrap.ipynb #ebea091a
@@ -184,7 +185,7 @@ def bootstrap_rsa(
 
 # %% ../nbs/24_bootstrap.ipynb #41c4b4d9
 def _named(value, names):
-    value = np.atleast_1d(np.asarray(value, dtype=float))
+    value = np.atleast_1d(as_numpy(value))
     names = list(range(len(value))) if names is None else list(names)
     if value.ndim != 1 or len(value) != len(names): raise ValueError(f'the score must be a number or a vector, one for each name, got shape {value.shape} and {len(names)} names')
     return value, names
@@ -201,7 +202,7 @@ def bootstrap_score(
     "Bootstrap over stimuli of any score of rows."
     counts = bootstrap_counts(n_stimuli, n_draws, groups, random_state)
     value, names = _named(score(np.arange(n_stimuli)), names)
-    draws = np.stack([np.atleast_1d(score(np.repeat(np.arange(n_stimuli), c))) for c in counts])
+    draws = np.stack([np.atleast_1d(as_numpy(score(np.repeat(np.arange(n_stimuli), c)))) for c in counts])
     k = group_codes(groups, n_stimuli).max() + 1
     return Bootstrapped(*_tables(names, value, _variance(draws, k), k - 1, confidence, over='stimuli', n_draws=n_draws), draws, counts)
 
@@ -217,6 +218,6 @@ def jackknife_score(
     k = len(kept)
     if k < 7: raise ValueError(f'a jackknife over stimuli needs at least 7 different ones (groups, where there are groups), got {k}')
     value, names = _named(score(np.arange(n_stimuli)), names)
-    draws = np.stack([np.atleast_1d(score(np.flatnonzero(o))) for o in kept])
+    draws = np.stack([np.atleast_1d(as_numpy(score(np.flatnonzero(o)))) for o in kept])
     variance = lambda pick: (k - 1)**2/k*_spread(pick(draws))
     return Bootstrapped(*_tables(names, value, variance, k - 1, confidence, over='stimuli', n_draws=k), draws, kept)

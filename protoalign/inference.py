@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import squareform
 
-from .data import paired
+from .data import as_numpy, paired
 from .ranks import standard_rows
 from .rsa import rdm
 
@@ -68,7 +68,7 @@ def exact_p(
 ): # p of each score, and p_max of each within the family of all, both (n_scores,); NaN where the true order's score is NaN; a random order without a score counts as reaching it, with a warning
     "Exact permutation p values, (b+1)/(m+1), single and family-wise by the maximum statistic; ValueError for an unknown tail."
     if tail not in ('greater', 'two-sided'): raise ValueError(f"unknown tail {tail!r}; known: 'greater', 'two-sided'")
-    scores = np.asarray(scores, dtype=float)
+    scores = as_numpy(scores)
     known = np.isfinite(scores)
     missing, n, filled = ~known & known[0], np.maximum(known.sum(0), 1), np.where(known, scores, 0)
     if missing.any(): warnings.warn(f'{missing.any(1).sum()} of {len(scores) - 1} random orders have no score (NaN) for {missing.any(0).sum()} of {len(n)} scores: they count as reaching the true one', stacklevel=2)
@@ -97,7 +97,7 @@ def _log_orders(n, groups, blocks): return sum(lgamma(len(o) + 1) for o in _exch
 
 def _permuted(scores, names, tail, n, groups, blocks):
     "Table of a permutation test from scores under each order, the true one first."
-    scores = np.asarray(scores, dtype=float).reshape(len(scores), -1)
+    scores = as_numpy(scores).reshape(len(scores), -1)
     p, p_max = exact_p(scores, tail)
     m, least, (mean, high) = len(scores) - 1, np.exp(-_log_orders(n, groups, blocks)), _null_mean_95(scores[1:])
     names = range(scores.shape[1]) if names is None else list(names)
@@ -140,7 +140,7 @@ def rdm_stack(
 ): # Names, and condensed RDMs (n_systems, n(n-1)/2); ValueError for unequal stimuli, no systems, or NaN cells
     "RDMs of several systems over the same stimuli."
     named = systems if isinstance(systems, dict) else dict(enumerate(systems)) if isinstance(systems, (list, tuple)) else {0: systems}
-    found = [np.asarray(o if np.ndim(o) == 1 else rdm(np.asarray(o), metric), dtype=float) for o in named.values()]
+    found = [o if o.ndim == 1 else rdm(o, metric) for o in map(as_numpy, named.values())]
     if len({o.shape for o in found}) != 1: raise ValueError(f'give at least one system, all with the same stimuli; got shapes {[np.shape(o) for o in named.values()]}')
     stack = np.stack(found)
     bad = ~np.isfinite(stack).all(1)
@@ -183,6 +183,7 @@ def u_centred(
     x: np.ndarray, # Patterns, (n_stimuli, n_features), at least 4 stimuli
 ) -> np.ndarray: # Kernel with zero diagonal and zero row sums, of norm 1, (n_stimuli, n_stimuli); NaN where all stimuli are equally alike
     "Linear kernel as debiased CKA sees it (Székely & Rizzo 2014, definition 2)."
+    x = as_numpy(x)
     c = x - x.mean(0)
     k, n = c @ c.T, len(c)
     size = np.abs(k).max()
@@ -204,8 +205,8 @@ def permutation_cka(
 ) -> Permuted: # Table with one row for each model, and null scores; ValueError for unequal stimuli, or fewer than 4
     "Is debiased linear CKA larger than chance? The family of p_max is the models given here."
     named = models if isinstance(models, dict) else dict(enumerate(models)) if isinstance(models, (list, tuple)) else {0: models}
-    sides = [paired(x, brain, min_stimuli=4) for x in named.values()]
-    a, b = np.stack([u_centred(np.asarray(x, dtype=float)) for x, _ in sides]), u_centred(np.asarray(sides[0][1], dtype=float))
+    sides = [paired(as_numpy(x), as_numpy(brain), min_stimuli=4) for x in named.values()]
+    a, b = np.stack([u_centred(x) for x, _ in sides]), u_centred(sides[0][1])
     orders = stimulus_orders(len(b), n_permutations, groups, blocks, random_state)
     return _permuted(2*reindexed_scores(a, b, orders), list(named), tail, len(b), groups, blocks)
 
@@ -226,7 +227,7 @@ def permutation_encoding(
     random_state: int=0, # Of the orders
 ) -> Permuted: # Table with one row for each voxel, r as score, and null scores; NaN for voxels that do not vary; ValueError for unequal shapes
     "Which voxels are predicted better than chance? The family of p_max is the voxels given here."
-    y, z = (np.asarray(o, dtype=float).reshape(len(o), -1) for o in (measured, predicted))
+    y, z = (as_numpy(o).reshape(len(o), -1) for o in (measured, predicted))
     if y.shape != z.shape: raise ValueError(f'predictions must have the shape of the responses, got {np.shape(measured)} and {np.shape(predicted)}')
     y, z = _standard_columns(y), _standard_columns(z)
     orders = stimulus_orders(len(y), n_permutations, groups, blocks, random_state)

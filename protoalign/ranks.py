@@ -11,6 +11,8 @@ __all__ = ['ranks', 'spearman', 'rho_a', 'tau_a', 'standard_rows']
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 
+from .data import off_torch
+
 # %% ../nbs/20_ranks.ipynb #2c046a8c
 _BLOCK = 1 << 22
 
@@ -41,7 +43,7 @@ def _ordered(v):
 # %% ../nbs/20_ranks.ipynb #b5d42474
 def _double_ranks(v):
     "Twice the rank of each value, ties sharing their mean, as 32-bit whole numbers."
-    v = np.asarray(v)
+    v = np.asarray(off_torch(v))
     if v.ndim != 1 or len(v) >= 2**31: raise ValueError(f'ranks are of one vector with fewer than 2**31 values, got shape {v.shape}')
     if v.dtype.kind not in 'fiub': raise ValueError(f'ranks are of numbers, got {v.dtype}')
     if v.dtype.kind == 'f' and any(np.isnan(v[at]).any() for at in _blocks(len(v))): raise ValueError(f'NaN has no rank: {np.isnan(v).sum()} of {len(v)} values are NaN')

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from array_api_compat import is_torch_array
+
 from sklearn.model_selection import GroupKFold
 
 from .bootstrap import bootstrap_rsa, bootstrap_score, jackknife_score
 from .cka import linear_cka
-from .data import Responses, as_matrix, mean_repeats, select
+from .data import Responses, as_matrix, as_numpy, mean_repeats, select
 from .inference import permutation_cka, permutation_rsa, permutation_test
 from .quality import noise_ceilings
 from .registry import MEASURES
@@ -28,9 +28,8 @@ from .rsa import rdm, rsa_ceiling
 # %% ../nbs/39_scores.ipynb #971ae7d4
 def _plain(x, name):
     "A matrix in float64."
-    try: x = as_matrix(mean_repeats(x).values if isinstance(x, Responses) else x)
+    try: return as_matrix(as_numpy(mean_repeats(x).values if isinstance(x, Responses) else x))
     except ValueError as e: raise ValueError(f'{name}: {e}') from e
-    return x.detach().cpu().numpy().astype(float) if is_torch_array(x) else x
 
 def _subjects(o):
     "One target's subjects: each a recording or a matrix."
