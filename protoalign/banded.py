@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import GroupKFold, check_cv
+from sklearn.model_selection import GroupKFold, KFold, check_cv
 
 from .data import as_matrix, as_numpy
-from .encoding import encoding_score, prediction_scores
+from .encoding import encoding_score, penalty_folds, prediction_scores
 from .ridge import ALPHAS
 
 # %% ../nbs/23_banded.ipynb #bf13ad89
@@ -112,6 +112,16 @@ class Partition(NamedTuple):
     r2: pd.DataFrame # R² of each unit for each subset of spaces, (n_units, 2**n_spaces - 1), columns such as 'a & b'
     parts: pd.DataFrame # Part that exactly those spaces share, same shape; a row sums to the last column of `r2`
 
+def _choice(model, n, cv, groups, seed):
+    "How the penalties are chosen: options for `encoding_score` or `fit_banded`, with the same folds for both."
+    if groups is not None and len(groups) != n: raise ValueError(f'{len(groups)} content groups for {n} training stimuli: one for each')
+    own = dict(seed=seed) if model == 'banded' else {}
+    if cv is None:
+        if model == 'ridge' and not penalty_folds(groups): return own
+        cv = min(5, n if groups is None else len(np.unique(groups)))
+    if isinstance(cv, (int, np.integer)): cv = (KFold if groups is None else GroupKFold)(cv, shuffle=True, random_state=seed)
+    return dict(cv=cv, groups=groups, **own)
+
 def _subset_r2(train, y_train, test, y_test, model, options):
     if model == 'ridge': return encoding_score(np.hstack(list(train.values())), y_train, np.hstack(list(test.values())), y_test, **options).r2
     fitted = fit_banded(train, y_train, **options)
@@ -123,13 +133,17 @@ def variance_partition(
     test: dict, # {name: features of the test stimuli}
     y_test, # Responses to them, (n_test, n_units)
     model: str='banded', # 'banded' (a penalty for each space) or 'ridge' (one)
-    **options, # For `fit_banded` or `encoding_score`: alphas, cv, groups, ...
+    groups: list=None, # Content group of each training stimulus, held out together where penalties are chosen
+    cv=None, # Folds that choose them: a number, 'loo' ('ridge' without groups), or a scikit-learn splitter; if None, 5 for 'banded' and where stimuli share groups, else leave-one-out
+    seed: int=0, # Which groups come into which fold, where `cv` is a number; for 'banded' of the random splits too
+    **options, # For `fit_banded` (alphas, splits, kernel) or `encoding_score` (alphas)
 ) -> Partition: # ValueError for unequal stimuli or spaces, or another model; ImportError without himalaya
     "What each feature space explains alone, and what together, on held-out stimuli."
     if model not in ('banded', 'ridge'): raise ValueError(f"model is 'banded' or 'ridge', got {model!r}")
     if set(train) != set(test) or len(train) < 2: raise ValueError(f'need the same two or more spaces on both sides, got {list(train)} and {list(test)}')
     y_train, y_test = (as_matrix(as_numpy(o)) for o in (y_train, y_test))
     train, test = _spaces(train, len(y_train)), _spaces(test, len(y_test))
+    options = {**options, **_choice(model, len(y_train), cv, groups, seed)}
     r2 = {s: _subset_r2({k: train[k] for k in s}, y_train, {k: test[k] for k in s}, y_test, model, options) for s in _subsets(train)}
     return Partition(*(pd.DataFrame({' & '.join(s): o for s, o in found.items()}) for found in (r2, commonality(r2))))
 
