@@ -17,14 +17,21 @@ from .bootstrap import bootstrap_score
 from .data import as_numpy
 
 # %% ../nbs/24_stats.ipynb #9c31bc34
+def _sign_patterns(n, block=2**22):
+    "Patterns of 0 and 1 for n pairs, (n_patterns, n), in blocks: all there are up to 16 pairs, 65,536 random ones beyond."
+    step, rng = max(1, block//n), np.random.default_rng(0)
+    for k in range(0, 2**min(n, 16), step):
+        rows = np.arange(k, min(k + step, 2**min(n, 16)))
+        yield (rows[:, None] >> np.arange(n)) & 1 if n <= 16 else rng.integers(2, size=(len(rows), n))
+
 def sign_flip_p(
     d: np.ndarray, # Differences, (n_seeds,)
 ) -> float: # Two-sided p value, at least 2/2^n; NaN for no differences, or where one is NaN or infinite
     "Sign-flip test of paired differences: exact up to 16 pairs, 65,536 random sign patterns (always the same ones) beyond."
     d, n = as_numpy(d), len(d)
     if not n or not np.isfinite(d).all(): return float('nan')
-    signs = (np.arange(2**n)[:, None] >> np.arange(n)) & 1 if n <= 16 else np.random.default_rng(0).integers(2, size=(2**16, n))
-    reached = np.abs((1 - 2*signs) @ d) >= abs(d.sum()) - 1e-12*np.abs(d).sum()
+    least = abs(d.sum()) - 1e-12*np.abs(d).sum()
+    reached = np.concatenate([np.abs((1 - 2*signs) @ d) >= least for signs in _sign_patterns(n)])
     return float(reached.mean()) if n <= 16 else float((reached.sum() + 1)/(len(reached) + 1))
 
 def paired_test(

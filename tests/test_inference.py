@@ -15,7 +15,7 @@ from protoalign.calibration import CHECKS, binomial_limit, calibrate
 from protoalign.cka import linear_cka
 from protoalign.inference import exact_p, permutation_cka, permutation_encoding, permutation_rsa, permutation_test, rdm_stack, reindexed_scores, stimulus_orders, u_centred
 from protoalign.rsa import rdm, rsa
-from protoalign.stats import adjust_p, compare_arms, crossed_test, paired_over_stimuli
+from protoalign.stats import _sign_patterns, adjust_p, compare_arms, crossed_test, paired_over_stimuli, sign_flip_p
 
 
 @pytest.fixture
@@ -246,3 +246,19 @@ def test_speed_table_meets_its_aim():
     table = pd.read_csv(ROOT/'nbs'/'results'/'bootstrap_speed.csv')
     assert (table.largest_difference < 1e-10).all() and (table.n_draws == 1000).all()
     assert (table[table.what != 'protoalign'].ratio >= 30).all()
+
+
+def test_signs_by_blocks(rng):
+    "Blocks are the same patterns as all at once, and need little memory."
+    import tracemalloc
+    for n in (1, 5, 16, 17, 40):
+        d = rng.normal(size=n) + .3
+        signs = 1 - 2*((np.arange(2**n)[:, None] >> np.arange(n)) & 1 if n <= 16 else np.random.default_rng(0).integers(2, size=(2**16, n)))
+        reached = np.abs(signs @ d) >= abs(d.sum()) - 1e-12*np.abs(d).sum()
+        assert sign_flip_p(d) == (reached.mean() if n <= 16 else (reached.sum() + 1)/(2**16 + 1))
+        np.testing.assert_array_equal(np.concatenate(list(_sign_patterns(n, 3*n + 1))), (1 - signs)//2)
+    tracemalloc.start()
+    sign_flip_p(rng.normal(size=2000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e8
