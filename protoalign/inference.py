@@ -6,19 +6,21 @@ Docs: https://protoalign.github.io/protoalign/inference.html.md"""
 
 # %% auto #0
 __all__ = ['group_codes', 'stimulus_orders', 'exact_p', 'Permuted', 'permutation_test', 'reindexed_scores', 'rdm_stack',
-           'standard_cells', 'permutation_rsa', 'u_centred', 'permutation_cka', 'permutation_encoding']
+           'standard_cells', 'tau_scores', 'permutation_rsa', 'u_centred', 'permutation_cka', 'permutation_encoding']
 
 # %% ../nbs/23_inference.ipynb #b8203000
 import warnings
+from functools import partial
 from math import lgamma
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import squareform
+from scipy.stats import rankdata
 
 from .data import as_numpy, paired
-from .ranks import standard_rows
+from .ranks import standard_rows, tau_a
 from .rsa import rdm
 
 # %% ../nbs/23_inference.ipynb #e15e5bcf
@@ -147,18 +149,50 @@ def rdm_stack(
     if bad.any(): raise ValueError(f'the RDMs of {bad.sum()} of {len(bad)} systems hold NaN or infinite cells (first: {list(named)[bad.argmax()]!r}): leave those stimuli out')
     return list(named), stack
 
+def _untied_ranks(rdms):
+    "Ranks less their mean over the norm that they would have without ties; NaN for an RDM that does not vary."
+    n, spearman = rdms.shape[1], standard_rows(rdms, 'spearman')
+    ranked = rankdata(rdms, axis=1) - (n + 1)/2
+    return np.where(np.isnan(spearman), np.nan, ranked*np.sqrt(12/(n**3. - n)))
+
+def _whitened(rdms, centred):
+    "V^(-1/2) times each RDM, V the covariance of cells that share a stimulus (Diedrichsen et al. 2020), of norm 1."
+    d = standard_rows(rdms, 'pearson' if centred else 'cosine')
+    n = int((1 + (1 + 8*d.shape[1])**.5)/2 + .5)
+    (i, j), mean = np.triu_indices(n, 1), d.mean(1, keepdims=True)
+    sums = _squares(d - mean).sum(2)
+    of_stimuli = (sums[:, i] + sums[:, j])/(n - 2)
+    return standard_rows(d - mean - (1 - np.sqrt(2/n))*of_stimuli + mean/np.sqrt(n), 'cosine')
+
+_CELLS = {**{name: partial(standard_rows, method=name) for name in ('spearman', 'pearson', 'cosine')}, 'rho-a': _untied_ranks,
+          **{f'whitened-{name}': partial(_whitened, centred=name == 'pearson') for name in ('pearson', 'cosine')}}
+
 def standard_cells(
     rdms: np.ndarray, # Condensed RDMs, (n_systems, n_pairs)
-    method: str, # 'spearman', 'pearson' or 'cosine'
+    method: str, # As in `rsa`, but for 'tau-a', which is no sum over cells
 ) -> np.ndarray: # Cells whose products sum to the score, (n_systems, n_pairs); NaN with a warning for an RDM that does not vary; ValueError for an unknown method
-    "RDMs as their comparison sees them: ranked or not, centred or not, of norm 1."
-    if method not in ('spearman', 'pearson', 'cosine'): raise ValueError(f"unknown method {method!r}; known: 'spearman', 'pearson', 'cosine' (for others give `permutation_test` a function)")
-    cells = standard_rows(rdms, method)
+    "RDMs as their comparison sees them: ranked or not, centred or not, whitened or not, of norm 1."
+    if method not in _CELLS: raise ValueError(f"unknown method {method!r}; known: {', '.join(map(repr, _CELLS))}, and 'tau-a', which `tau_scores` takes")
+    cells = _CELLS[method](rdms)
     flat = np.isnan(cells).any(1)
     if flat.any(): warnings.warn(f'the RDMs of {flat.sum()} of {len(flat)} systems do not vary (first: row {flat.argmax()}): their scores are NaN', stacklevel=3)
     return cells
 
 def _squares(condensed): return np.stack([squareform(o, checks=False) for o in condensed])
+
+def tau_scores(
+    x: np.ndarray, # Cells of the models, (n_models, n_cells)
+    y: np.ndarray, # Cells of the subjects, (n_subjects, n_cells)
+) -> np.ndarray: # (n_models, n_subjects); NaN where a row does not vary or holds NaN
+    "Kendall's tau-a of each row with each, for which there is no shortcut."
+    usable = [np.ptp(o, axis=1) > 0 for o in (x, y)]
+    return np.array([[tau_a(a, b) if u and v else np.nan for b, v in zip(y, usable[1])] for a, u in zip(x, usable[0])])
+
+def _tau_orders(x, y, orders):
+    "Mean over subjects of tau-a under each order of their stimuli, (n_orders, n_models)."
+    x, y = standard_cells(x, 'spearman'), _squares(standard_cells(y, 'spearman'))
+    i, j = np.triu_indices(y.shape[1], 1)
+    return np.array([tau_scores(x, y[:, o[i], o[j]]).mean(1) for o in orders])
 
 def permutation_rsa(
     models, # One system or several, see `rdm_stack`
@@ -166,7 +200,7 @@ def permutation_rsa(
     n_permutations: int=1000, # Random orders
     groups=None, # Content group of each stimulus, see `stimulus_orders`
     blocks=None, # Block of each stimulus, see `stimulus_orders`
-    method: str='spearman', # 'spearman', 'pearson' or 'cosine'
+    method: str='spearman', # As in `rsa`; 'tau-a' counts pairs of cells anew for every order, and takes its time
     metric: str='correlation', # Dissimilarity for patterns
     tail: str='greater', # 'greater' or 'two-sided'
     random_state: int=0, # Of the orders
@@ -174,9 +208,11 @@ def permutation_rsa(
     "Is each model's RDM more like the brain's than chance? The family of p_max is the models given here."
     (names, x), (_, y) = rdm_stack(models, metric), rdm_stack(brain, metric)
     if x.shape[1] != y.shape[1]: raise ValueError(f'rows must be the same stimuli on both sides, got RDMs of {x.shape[1]} and {y.shape[1]} pairs')
+    n = int((1 + (1 + 8*x.shape[1])**.5)/2 + .5)
+    orders = stimulus_orders(n, n_permutations, groups, blocks, random_state)
+    if method == 'tau-a': return _permuted(_tau_orders(x, y, orders), names, tail, n, groups, blocks)
     a, b = _squares(standard_cells(x, method)), _squares(standard_cells(y, method).mean(0, keepdims=True))[0]
-    orders = stimulus_orders(len(b), n_permutations, groups, blocks, random_state)
-    return _permuted(reindexed_scores(a, b, orders), names, tail, len(b), groups, blocks)
+    return _permuted(reindexed_scores(a, b, orders), names, tail, n, groups, blocks)
 
 # %% ../nbs/23_inference.ipynb #7534c9c3
 def u_centred(

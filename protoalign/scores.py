@@ -129,14 +129,19 @@ def _draw(judge, parts, rows):
     found, _ = _told(lambda: _value(judge, parts, rows, rows))
     return np.nan if found is None else found
 
-def _has_fast(measure): return bool(measure.rdms) and not measure.prepare and measure.rdms['method'] in ('spearman', 'pearson', 'cosine')
+def _has_fast(measure): return bool(measure.rdms) and not measure.prepare
+
+def _drawn(measure, over):
+    "Whether `bootstrap_rsa` draws it: whitened RSA not over stimuli, and tau-a there by the jackknife, which is quicker."
+    slow = {'stimuli': ('tau-a', 'whitened-pearson', 'whitened-cosine'), 'both': ('whitened-pearson', 'whitened-cosine'), 'subjects': ()}
+    return _has_fast(measure) and measure.rdms['method'] not in slow[over]
 
 # %% ../nbs/39_scores.ipynb #38f20db2
 def _bootstrap(measure, o, n_draws, over, confidence, seed):
     about = dict(groups=o.groups, confidence=confidence)
     value = lambda rows: _draw(measure.judge, o.parts, rows)
-    if _has_fast(measure): found = bootstrap_rsa(o.x, o.ys, over, n_draws, random_state=seed, **measure.rdms, **about)
-    elif over != 'stimuli': raise ValueError(f'no interval: only RSA by Spearman, Pearson or cosine is drawn over {over}')
+    if _drawn(measure, over): found = bootstrap_rsa(o.x, o.ys, over, n_draws, random_state=seed, **measure.rdms, **about)
+    elif over != 'stimuli': raise ValueError(f'no interval: only RSA is drawn over {over}, and whitened RSA over subjects alone')
     elif measure.rows: found = bootstrap_score(value, len(o.x), n_draws, random_state=seed, **about)
     else: found = jackknife_score(value, len(o.x), **about)
     row = found.table.iloc[0]
