@@ -20,7 +20,7 @@ from sklearn.metrics import pairwise_distances_argmin
 
 from .bootstrap import bootstrap_counts, resampled_rsa
 from .cka import linear_cka
-from .data import paired
+from .data import as_numpy, paired
 from .encoding import fit_encoding, score_encoding
 from .files import atomic_write
 from .joint import cluster_means
@@ -34,7 +34,7 @@ def pseudo_values(
     left_out: np.ndarray, # θ without each stimulus, (n_stimuli,)
 ) -> np.ndarray: # (n_stimuli,), their mean is `score`
     "Jackknife pseudo-values, centred on the score (Tukey 1958)."
-    left_out = np.asarray(left_out, dtype=float)
+    left_out = as_numpy(left_out)
     return score + (len(left_out) - 1)*(left_out.mean() - left_out)
 
 # %% ../nbs/53_artefacts.ipynb #6279eb03
@@ -51,7 +51,7 @@ def cka_without(
     y: np.ndarray, # (n_stimuli, n_voxels)
 ) -> np.ndarray: # Debiased linear CKA without each stimulus, (n_stimuli,)
     "Leave-one-out CKA, all at once."
-    k, l = (o @ o.T for o in (x - x.mean(0), y - y.mean(0)))
+    k, l = (o @ o.T for o in (o - o.mean(0) for o in map(as_numpy, (x, y))))
     for o in (k, l): np.fill_diagonal(o, 0)
     with np.errstate(invalid='ignore'): return _hsic_without(k, l)/np.sqrt(_hsic_without(k, k)*_hsic_without(l, l))
 
@@ -61,7 +61,7 @@ def rsa_without(
 ) -> np.ndarray: # Spearman RSA without each stimulus, (n_stimuli,)
     "Leave-one-out RSA, ranks taken anew."
     n = len(x)
-    return resampled_rsa(rdm(x)[None], rdm(y)[None], 1 - np.eye(n, dtype=int))[:, 0, 0]
+    return resampled_rsa(rdm(as_numpy(x))[None], rdm(as_numpy(y))[None], 1 - np.eye(n, dtype=int))[:, 0, 0]
 
 # %% ../nbs/53_artefacts.ipynb #7002f474
 def _encoding_without(y, predicted, y_mean, pooled):
@@ -92,7 +92,7 @@ def stimulus_scores(
     model=None, # From `fit_encoding` on the training stimuli, to save the time; fitted here if None
 ) -> pd.DataFrame: # (n_test, metrics): the mean of each column is the score of `score_layer`; ValueError for unequal or fewer than `MIN_STIMULI` test stimuli
     "What each test stimulus adds to every metric."
-    (x_train, y_train), (x, y) = (tuple(np.asarray(o, dtype=float) for o in paired(*p, least)) for p, least in (((x_train, y_train), 4), ((x_test, y_test), MIN_STIMULI)))
+    (x_train, y_train), (x, y) = (paired(*map(as_numpy, p), least) for p, least in (((x_train, y_train), 4), ((x_test, y_test), MIN_STIMULI)))
     groups, scored = groups or BrainGroups(y_train, min(n_groups, len(y_train))), score_encoding(model or fit_encoding(x_train, y_train), x, y)
     r2, r = _encoding_without(y, scored.predicted, y_train.mean(0), rotated)
     centred, hits = (x - x_train.mean(0), y - y_train.mean(0)), _hits(x_train, groups, x, y)
@@ -123,7 +123,7 @@ def save_artefact(
     "Keep what later questions need, whole or not at all."
     path, n = Path(path), len(scores)
     held = dict(stimuli=_text(ids, n), groups=_text(ids if groups is None else groups, n), metrics=np.array(list(scores)), scores=scores.to_numpy(float),
-                **{f'array_{k}': np.asarray(v, np.float32) for k, v in arrays.items()})
+                **{f'array_{k}': as_numpy(v).astype(np.float32) for k, v in arrays.items()})
     wrong = {k: len(v) for k, v in held.items() if k != 'metrics' and len(v) != n}
     if wrong: raise ValueError(f'{path.name}: the scores are of {n} test stimuli, got {wrong}')
     if right is not None: held |= dict(right=np.asarray(right, bool), right_ids=_text(right_ids, len(right)))

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import GroupKFold, check_cv
+from sklearn.model_selection import GroupKFold, KFold, check_cv
 
-from .data import as_matrix
-from .encoding import encoding_score, prediction_scores
+from .data import as_matrix, as_numpy
+from .encoding import encoding_score, penalty_folds, prediction_scores
 from .ridge import ALPHAS
 
 # %% ../nbs/23_banded.ipynb #bf13ad89
@@ -36,7 +36,7 @@ def _himalaya():
 def _spaces(spaces, n=None):
     "Feature spaces as float64 arrays of equal length."
     if not isinstance(spaces, dict) or not spaces: raise ValueError(f'spaces are a dict {{name: (n_stimuli, n_features)}}, got {type(spaces).__name__}')
-    found = {name: np.asarray(as_matrix(x), dtype=float) for name, x in spaces.items()}
+    found = {name: as_matrix(as_numpy(x)) for name, x in spaces.items()}
     if len({len(x) for x in found.values()} | ({n} if n is not None else set())) != 1:
         raise ValueError(f'rows must be the same stimuli everywhere, got shapes {({name: x.shape for name, x in found.items()})}' + (f' for {n} responses' if n is not None else ''))
     return found
@@ -69,7 +69,7 @@ def fit_banded(
     kernel: bool=None, # Work with kernels; if None, where features are more than stimuli
 ) -> BandedModel: # ValueError for unequal stimuli; ImportError without himalaya
     "Banded ridge regression, a penalty for each space and unit (Dupré la Tour et al. 2022)."
-    y = np.asarray(as_matrix(y), dtype=float)
+    y = as_matrix(as_numpy(y))
     spaces = _spaces(spaces, len(y))
     if kernel is None: kernel = sum(x.shape[1] for x in spaces.values()) > len(y)
     folds = list((GroupKFold(cv) if groups is not None and isinstance(cv, (int, np.integer)) else check_cv(cv)).split(y, groups=groups))
@@ -97,7 +97,7 @@ def commonality(
     r2: dict, # {tuple of names: R² of the model on those spaces}, numbers or (n_units,) for every subset of the spaces
 ) -> dict: # {tuple of names: part that exactly those spaces share}; the parts sum to the R² of all. ValueError for a missing subset
     "Unique and shared parts of explained variance (Mood 1971)."
-    r2 = {frozenset(names): np.asarray(value, dtype=float) for names, value in r2.items()}
+    r2 = {frozenset(names): as_numpy(value) for names, value in r2.items()}
     everything = tuple(dict.fromkeys(chain.from_iterable(r2)))
     lacking = [s for s in _subsets(everything) if frozenset(s) not in r2]
     if not r2 or lacking: raise ValueError(f'need the R² of every subset of spaces, lacking {lacking}')
@@ -112,6 +112,16 @@ class Partition(NamedTuple):
     r2: pd.DataFrame # R² of each unit for each subset of spaces, (n_units, 2**n_spaces - 1), columns such as 'a & b'
     parts: pd.DataFrame # Part that exactly those spaces share, same shape; a row sums to the last column of `r2`
 
+def _choice(model, n, cv, groups, seed):
+    "How the penalties are chosen: options for `encoding_score` or `fit_banded`, with the same folds for both."
+    if groups is not None and len(groups) != n: raise ValueError(f'{len(groups)} content groups for {n} training stimuli: one for each')
+    own = dict(seed=seed) if model == 'banded' else {}
+    if cv is None:
+        if model == 'ridge' and not penalty_folds(groups): return own
+        cv = min(5, n if groups is None else len(np.unique(groups)))
+    if isinstance(cv, (int, np.integer)): cv = (KFold if groups is None else GroupKFold)(cv, shuffle=True, random_state=seed)
+    return dict(cv=cv, groups=groups, **own)
+
 def _subset_r2(train, y_train, test, y_test, model, options):
     if model == 'ridge': return encoding_score(np.hstack(list(train.values())), y_train, np.hstack(list(test.values())), y_test, **options).r2
     fitted = fit_banded(train, y_train, **options)
@@ -123,13 +133,17 @@ def variance_partition(
     test: dict, # {name: features of the test stimuli}
     y_test, # Responses to them, (n_test, n_units)
     model: str='banded', # 'banded' (a penalty for each space) or 'ridge' (one)
-    **options, # For `fit_banded` or `encoding_score`: alphas, cv, groups, ...
+    groups: list=None, # Content group of each training stimulus, held out together where penalties are chosen
+    cv=None, # Folds that choose them: a number, 'loo' ('ridge' without groups), or a scikit-learn splitter; if None, 5 for 'banded' and where stimuli share groups, else leave-one-out
+    seed: int=0, # Which groups come into which fold, where `cv` is a number; for 'banded' of the random splits too
+    **options, # For `fit_banded` (alphas, splits, kernel) or `encoding_score` (alphas)
 ) -> Partition: # ValueError for unequal stimuli or spaces, or another model; ImportError without himalaya
     "What each feature space explains alone, and what together, on held-out stimuli."
     if model not in ('banded', 'ridge'): raise ValueError(f"model is 'banded' or 'ridge', got {model!r}")
     if set(train) != set(test) or len(train) < 2: raise ValueError(f'need the same two or more spaces on both sides, got {list(train)} and {list(test)}')
-    y_train, y_test = (np.asarray(as_matrix(o), dtype=float) for o in (y_train, y_test))
+    y_train, y_test = (as_matrix(as_numpy(o)) for o in (y_train, y_test))
     train, test = _spaces(train, len(y_train)), _spaces(test, len(y_test))
+    options = {**options, **_choice(model, len(y_train), cv, groups, seed)}
     r2 = {s: _subset_r2({k: train[k] for k in s}, y_train, {k: test[k] for k in s}, y_test, model, options) for s in _subsets(train)}
     return Partition(*(pd.DataFrame({' & '.join(s): o for s, o in found.items()}) for found in (r2, commonality(r2))))
 
@@ -160,6 +174,7 @@ def product_split(
     y_mean, # Mean of each unit over the training stimuli, (n_units,)
 ) -> pd.DataFrame: # Share of R² of each space, (n_units, n_spaces); rows sum to the R² of the whole prediction, NaN for units that do not vary
     "Product-measure split of the explained variance over feature spaces."
-    e, whole = np.asarray(y, dtype=float) - y_mean, sum(terms.values())
+    y, y_mean, terms = as_numpy(y), as_numpy(y_mean), {name: as_numpy(t) for name, t in terms.items()}
+    e, whole = y - y_mean, sum(terms.values())
     squares = np.where(np.ptp(y, axis=0) > 0, (e**2).sum(0), np.nan)
     return pd.DataFrame({name: (t*(2*e - whole)).sum(0)/squares for name, t in terms.items()})

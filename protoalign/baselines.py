@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .cka import linear_cka
-from .data import as_matrix
+from .data import as_matrix, as_numpy
 from .encoding import ALPHAS
 from .reduce import fit_pca
 from .rsa import rdm, rsa
@@ -159,7 +159,7 @@ class ResponseRegression(Objective):
         n_components=None, # Predict this many principal components of the standardised responses; the voxels themselves if None
         alphas=ALPHAS, # Ridge penalties to choose from at a refresh
     ):
-        y = np.asarray(as_matrix(responses), dtype=float)
+        y = as_matrix(as_numpy(responses))
         sd = y.std(0)
         if not sd.any(): raise ValueError(f'none of the {len(sd)} voxels varies over the {len(y)} training stimuli: nothing to predict')
         y = (y - y.mean(0))/np.where(sd > 1e-12*np.abs(y).max(), sd, np.inf)
@@ -180,7 +180,7 @@ def refresh(self:ResponseRegression,
     activations, # Clean activations of the training stimuli, (n_stimuli, n_units); ValueError for other shapes, or units that never vary
 ):
     "Solve the head for the network as it now is."
-    x = np.asarray(as_matrix(activations), dtype=float)
+    x = as_matrix(as_numpy(activations))
     if x.shape != (len(self.responses), len(self.mean)): raise ValueError(f'need activations {(len(self.responses), len(self.mean))}, got {x.shape}')
     mean, scale = x.mean(0), np.sqrt(x.var(0).mean())
     if not scale: raise ValueError(f'no unit varies over the {len(x)} training stimuli: nothing to predict from')

@@ -20,7 +20,7 @@ from scipy.spatial.distance import squareform
 from scipy.special import log_softmax, xlogy
 from scipy.stats import rankdata
 
-from .data import as_matrix
+from .data import as_numpy
 from .ranks import standard_rows
 from .rsa import condensed, rdm, rsa_ceiling
 from .sources import data_folder
@@ -36,7 +36,7 @@ class JudgementScores(NamedTuple):
     null_high: float # 95 % quantile of the permutations
 
 def _condensed(rdms):
-    d = condensed(np.asarray(rdms, dtype=float))
+    d = condensed(as_numpy(rdms))
     n = int(round((1 + np.sqrt(1 + 8*d.shape[-1]))/2))
     if d.ndim != 2 or n*(n - 1)//2 != d.shape[1] or len(d) < 2: raise ValueError(f'judgements are RDMs of at least 2 people, (n_people, n, n) or (n_people, n(n-1)/2), got shape {np.shape(rdms)}')
     if not np.isfinite(d).all(): raise ValueError(f'{(~np.isfinite(d)).any(1).sum()} of {len(d)} people have NaN or infinite judgements: leave those stimuli or people out')
@@ -59,8 +59,8 @@ def judgement_alignment(
     "How well a network's dissimilarities agree with those that people judge."
     if method not in ('spearman', 'pearson'): raise ValueError(f"method is 'spearman' or 'pearson', got {method!r}")
     d, n = _condensed(rdms)
-    model = np.asarray(x.detach().cpu() if hasattr(x, 'detach') else x, dtype=float)
-    model = model if model.ndim == 1 else np.asarray(rdm(as_matrix(model), metric))
+    model = as_numpy(x)
+    model = model if model.ndim == 1 else rdm(model, metric)
     if len(model) != d.shape[1]: raise ValueError(f'activations of shape {np.shape(x)} give {len(model)} pairs of stimuli, the judgements have {d.shape[1]} ({n} stimuli)')
     people, square, rng = standard_rows(d, method), squareform(standard_rows(model, method)), np.random.default_rng(random_state)
     orders = [np.arange(n)] + [rng.permutation(n) for _ in range(n_permutations)]
@@ -83,7 +83,7 @@ def load_judgements(
 
 # %% ../nbs/23_behaviour.ipynb #01880654
 def _checked(p, counts, what='probabilities'):
-    p, counts = (np.asarray(o.detach().cpu() if hasattr(o, 'detach') else o, dtype=float) for o in (p, counts))
+    p, counts = as_numpy(p), as_numpy(counts)
     if p.ndim != 2 or p.shape != counts.shape or p.shape[1] < 3: raise ValueError(f'need {what} and counts for the same images and classes (at least 3), got shapes {p.shape} and {counts.shape}')
     if not (np.isfinite(p).all() and np.isfinite(counts).all() and (counts >= 0).all()): raise ValueError('probabilities, logits and counts must be finite, and counts not negative')
     if not counts.sum(1).all(): raise ValueError(f'{(counts.sum(1) == 0).sum()} of {len(counts)} images were judged by nobody: leave them out')
@@ -131,8 +131,7 @@ def calibrated(
 ) -> np.ndarray: # Probabilities, (n_images, n_classes)
     "Softmax of the logits over the temperature."
     if not temperature > 0: raise ValueError(f'temperature must be positive, got {temperature}')
-    logits = np.asarray(logits.detach().cpu() if hasattr(logits, 'detach') else logits, dtype=float)
-    return np.exp(log_softmax(logits/temperature, axis=1))
+    return np.exp(log_softmax(as_numpy(logits)/temperature, axis=1))
 
 # %% ../nbs/23_behaviour.ipynb #3d19c9b0
 def halve_counts(
@@ -140,7 +139,7 @@ def halve_counts(
     random_state: int=0, # Of the deal
 ) -> tuple: # Counts of one half and of the other, of an odd number the second gets one more; ValueError where an image has fewer than two answers
     "Deal the people who judged each image into two halves."
-    counts = np.asarray(counts)
+    counts = as_numpy(counts)
     if (counts != counts.astype(int)).any() or (counts.sum(1) < 2).any(): raise ValueError(f'halves need whole counts of at least 2 people an image, got sums from {counts.sum(1).min()}')
     counts, rng = counts.astype(int), np.random.default_rng(random_state)
     first, need, left = np.zeros_like(counts), counts.sum(1)//2, counts.sum(1)

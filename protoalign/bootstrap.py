@@ -10,6 +10,7 @@ __all__ = ['bootstrap_counts', 'resampled_rsa', 'two_factor_variance', 'Bootstra
 
 # %% ../nbs/24_bootstrap.ipynb #87139d84
 import warnings
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .inference import group_codes, rdm_stack, standard_cells
+from .data import as_numpy
+from .inference import group_codes, rdm_stack, standard_cells, tau_scores
 
 # %% ../nbs/24_bootstrap.ipynb #ebea091a
 def bootstrap_counts(
@@ -59,12 +61,18 @@ def _pair_weights(counts, groups):
     w[:, inside] = counts[:, i[inside]]
     return w
 
-def _spearman_draws(ranks, n_x, weights):
+def _rank_draws(ranks, n_x, weights, ties):
+    "Spearman's correlation of each draw, or rho-a, which does not take its norm from tied ranks."
     w = weights.astype(np.int32)
     r, total, root = np.empty((len(w), len(ranks), w.shape[1])), w.sum(1, keepdims=True), np.sqrt(w)
     for k, rank in enumerate(ranks): np.multiply(rank(w) - total, root, out=r[:, k])
     norm = np.sqrt(np.einsum('dkp,dkp->dk', r, r))
+    if not ties: norm = np.where(norm > 0, np.sqrt((total.astype(float)**3 - total)/3), np.nan)
     return (r[:, :n_x] @ r[:, n_x:].transpose(0, 2, 1))/(norm[:, :n_x, None]*norm[:, None, n_x:])
+
+def _tau_draws(x, y, weights):
+    copies = (np.repeat(np.arange(len(w)), w) for w in weights)
+    return np.array([tau_scores(x[:, o], y[:, o]) for o in copies])
 
 def _linear_draws(x, y, weights, centred):
     n_x, n_y = len(x), len(y)
@@ -79,18 +87,20 @@ def resampled_rsa(
     x: np.ndarray, # Condensed RDMs of the models, (n_models, n_pairs)
     y: np.ndarray, # Condensed RDMs of the subjects, (n_subjects, n_pairs)
     counts: np.ndarray, # How often each stimulus is drawn, (n_draws, n_stimuli); ones for the score itself
-    method: str='spearman', # 'spearman', 'pearson' or 'cosine'
+    method: str='spearman', # As in `rsa`; whitened comparisons only where each stimulus is there once
     groups=None, # Content group of each stimulus, (n_stimuli,); every stimulus its own if None
-) -> np.ndarray: # Score of each model with each subject in each draw, (n_draws, n_models, n_subjects); NaN where an RDM does not vary in a draw
+) -> np.ndarray: # Score of each model with each subject in each draw, (n_draws, n_models, n_subjects); NaN where an RDM does not vary in a draw. ValueError for other shapes, or a whitened comparison of repeated stimuli
     "RSA of bootstrap samples; pairs of an image with itself are dropped."
     counts, n_pairs = np.asarray(counts), counts.shape[1]*(counts.shape[1] - 1)//2
     if not x.shape[1] == y.shape[1] == n_pairs: raise ValueError(f'{counts.shape[1]} stimuli make {n_pairs} pairs, got RDMs of shapes {x.shape} and {y.shape}')
-    x, y = (standard_cells(o, method) for o in (x, y))
-    ranks = [_WeightedRanks(d) for d in np.vstack([x, y])] if method == 'spearman' else []
+    if 'whitened' in method and (counts != 1).any(): raise ValueError(f"{method!r} knows the noise of RDMs in which each stimulus is once, a draw repeats some and lacks others: resample over='subjects', give `jackknife_score` a function, or take 'spearman', 'rho-a', 'tau-a', 'pearson' or 'cosine'")
+    x, y = (standard_cells(o, 'spearman' if method == 'tau-a' else method) for o in (x, y))
+    ranks = [_WeightedRanks(d) for d in np.vstack([x, y])] if method in ('spearman', 'rho-a') else []
+    if method == 'tau-a': draws = partial(_tau_draws, x, y)
+    else: draws = partial(_rank_draws, ranks, len(x), ties=method == 'spearman') if ranks else partial(_linear_draws, x, y, centred='pearson' in method)
     step = max(1, (2**17 if ranks else 2**20)//n_pairs)
     with np.errstate(invalid='ignore', divide='ignore'):
-        parts = (_pair_weights(counts[k:k + step], groups) for k in range(0, len(counts), step))
-        out = np.concatenate([_spearman_draws(ranks, len(x), w) if ranks else _linear_draws(x, y, w, method == 'pearson') for w in parts])
+        out = np.concatenate([draws(weights=_pair_weights(counts[k:k + step], groups)) for k in range(0, len(counts), step)])
     flat = np.isnan(x).any(1)[:, None] | np.isnan(y).any(1)
     return np.where(flat, np.nan, out)
 
@@ -158,7 +168,7 @@ def bootstrap_rsa(
     over: str='stimuli', # 'stimuli', 'subjects' or 'both' (corrected)
     n_draws: int=1000, # Bootstrap samples
     groups=None, # Content group of each stimulus, (n_stimuli,): drawn as wholes
-    method: str='spearman', # 'spearman', 'pearson' or 'cosine'
+    method: str='spearman', # As in `rsa`; a whitened comparison only over='subjects'; 'tau-a' counts pairs of cells anew for every draw, and takes its time
     metric: str='correlation', # Dissimilarity for patterns
     confidence: float=.95, # Of the intervals
     random_state: int=0, # Of the draws
@@ -184,7 +194,7 @@ def bootstrap_rsa(
 
 # %% ../nbs/24_bootstrap.ipynb #41c4b4d9
 def _named(value, names):
-    value = np.atleast_1d(np.asarray(value, dtype=float))
+    value = np.atleast_1d(as_numpy(value))
     names = list(range(len(value))) if names is None else list(names)
     if value.ndim != 1 or len(value) != len(names): raise ValueError(f'the score must be a number or a vector, one for each name, got shape {value.shape} and {len(names)} names')
     return value, names
@@ -201,7 +211,7 @@ def bootstrap_score(
     "Bootstrap over stimuli of any score of rows."
     counts = bootstrap_counts(n_stimuli, n_draws, groups, random_state)
     value, names = _named(score(np.arange(n_stimuli)), names)
-    draws = np.stack([np.atleast_1d(score(np.repeat(np.arange(n_stimuli), c))) for c in counts])
+    draws = np.stack([np.atleast_1d(as_numpy(score(np.repeat(np.arange(n_stimuli), c)))) for c in counts])
     k = group_codes(groups, n_stimuli).max() + 1
     return Bootstrapped(*_tables(names, value, _variance(draws, k), k - 1, confidence, over='stimuli', n_draws=n_draws), draws, counts)
 
@@ -217,6 +227,6 @@ def jackknife_score(
     k = len(kept)
     if k < 7: raise ValueError(f'a jackknife over stimuli needs at least 7 different ones (groups, where there are groups), got {k}')
     value, names = _named(score(np.arange(n_stimuli)), names)
-    draws = np.stack([np.atleast_1d(score(np.flatnonzero(o))) for o in kept])
+    draws = np.stack([np.atleast_1d(as_numpy(score(np.flatnonzero(o)))) for o in kept])
     variance = lambda pick: (k - 1)**2/k*_spread(pick(draws))
     return Bootstrapped(*_tables(names, value, variance, k - 1, confidence, over='stimuli', n_draws=k), draws, kept)

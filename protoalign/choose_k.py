@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
-from .data import paired, split_stimuli
+from .data import as_numpy, off_torch, paired, split_stimuli
 
 # %% ../nbs/34_choose_k.ipynb #2ef07d04
 def reduced_sides(
@@ -30,8 +30,8 @@ def reduced_sides(
 ) -> dict: # {'network': (patterns (n_stimuli, d_z), prototypes (K, d_z), weight in the joint distance), 'brain': ...}, given sides only
     "Stimuli, prototypes and weight of each side, in the side's reduced space."
     w, sides = fitted.brain_weight, {}
-    if X is not None: sides['network'] = fitted.pca_dnn_.transform(X), fitted.prototypes_dnn_, (1 - w)*fitted.scale_dnn_**2
-    if Y is not None: sides['brain'] = fitted.pca_brain_.transform(np.reshape(Y, (len(Y), -1))), fitted.prototypes_brain_, w*fitted.scale_brain_**2
+    if X is not None: sides['network'] = fitted.pca_dnn_.transform(off_torch(X)), fitted.prototypes_dnn_, (1 - w)*fitted.scale_dnn_**2
+    if Y is not None: sides['brain'] = fitted.pca_brain_.transform(np.reshape(off_torch(Y), (len(Y), -1))), fitted.prototypes_brain_, w*fitted.scale_brain_**2
     return sides
 
 # %% ../nbs/34_choose_k.ipynb #6da680e2
@@ -193,14 +193,14 @@ def choose_k(
     random_state: int=0, # Of cuts and permutations
 ) -> pd.DataFrame: # Tidy: K, criterion (`CRITERIA`), value, sd and n over the cuts, null (95 % quantile) and p for 'agreement'. ValueError for sides that do not pair, or no possible K
     "All criteria for each K, from training and validation stimuli."
-    X, Y = paired(X, Y, min_stimuli=10)
+    X, Y = paired(as_numpy(X), as_numpy(Y), min_stimuli=10)
     if n_resamples < 2: raise ValueError(f'a spread needs n_resamples of at least 2, got {n_resamples}')
     groups, inside = np.arange(len(X)) if groups is None else np.asarray(groups), None
     if validation is None:
         rows, held, _ = split_stimuli(groups, random_state, test=0.)
         X, Y, validation, inside, groups = X[rows], Y[rows], (X[held], Y[held]), groups[held], groups[rows]
     cuts = half_samples(len(X), n_resamples, groups, random_state)
-    validation = paired(*validation)
+    validation = paired(*map(as_numpy, validation))
     return pd.concat([_one_k(clone(estimator).set_params(n_prototypes=k), (X, Y), validation, cuts, n_permutations, inside, random_state)
                       for k in possible_ks(ks, len(X))], ignore_index=True)
 

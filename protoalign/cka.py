@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from array_api_compat import array_namespace, device, is_torch_array
 
-from .data import as_matrix, paired
+from .data import as_matrix, as_numpy, one_type, paired
 
 # %% ../nbs/21_cka.ipynb #de0c4de6
 BLOCK, WHOLE = 2**24, 2**26 # Numbers in a block (128 MB), and in a matrix that is centred as a whole (512 MB)
@@ -188,7 +188,8 @@ class MinibatchCKA:
         if self.sums and not self.debiased: raise ValueError('HSIC of batches adds up only where it is unbiased: use debiased=True, or give all stimuli at once')
         first, other = next(iter(xs.values())), next(iter(ys.values()))
         xs, ys = {k: _batch(o, other, least)[0] for k, o in xs.items()}, {k: _batch(first, o, least)[1] for k, o in ys.items()}
-        sides, widths = zip(*[self._side((i, k), o) for i, part in enumerate((xs, ys)) for k, o in part.items()])
+        keys, values = zip(*[((i, k), o) for i, part in enumerate((xs, ys)) for k, o in part.items()])
+        sides, widths = zip(*map(self._side, keys, one_type(values)))
         found = _hsics(sides[:len(xs)], sides[len(xs):], self.debiased, [(self.fraction, w) for w in widths] if self.kernel == 'rbf' else None)
         self.sums, self.names = found if self.sums is None else _added(self.sums, found), names
         return self
@@ -200,7 +201,7 @@ class MinibatchCKA:
         own = [_positive(*o) for o in zip(own, sizes)]
         scores = [[h/(own[i]*own[len(cross) + j])**.5 for j, h in enumerate(row)] for i, row in enumerate(cross)]
         if self.names == ([None], [None]): return scores[0][0] if is_torch_array(scores[0][0]) else float(scores[0][0])
-        return pd.DataFrame([[float(o) for o in row] for row in scores], *self.names)
+        return pd.DataFrame([[float(as_numpy(o)) for o in row] for row in scores], *self.names)
 
 def _added(a, b): return [_added(*o) for o in zip(a, b)] if isinstance(a, (list, tuple)) else a + b
 

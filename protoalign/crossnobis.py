@@ -11,8 +11,9 @@ __all__ = ['average_folds', 'crossnobis', 'cv_correlation']
 import warnings
 
 import numpy as np
-from array_api_compat import array_namespace, is_torch_array
+from array_api_compat import array_namespace
 
+from .data import as_floating, as_numpy
 from .noise import whiten
 from .rsa import rdm
 
@@ -23,7 +24,7 @@ def average_folds(
     folds: list, # Run, session or repeat of each presentation, n_trials
 ) -> tuple: # Patterns (n_stimuli, n_folds, n_features), and the ids, in the order of their first presentation; ValueError names a stimulus that a fold lacks
     "Mean response to each stimulus within each fold."
-    trials, folds = np.asarray(trials, dtype=float), np.asarray(folds)
+    trials, folds = as_numpy(trials), np.asarray(folds)
     if trials.ndim != 2 or not len(trials) == len(ids) == len(folds): raise ValueError(f'need one id and one fold for each of (n_trials, n_features), got shape {trials.shape}, {len(ids)} ids and {len(folds)} folds')
     names, numbers = list(dict.fromkeys(ids)), np.unique(folds, return_inverse=True)[1]
     rows = np.array([{name: i for i, name in enumerate(names)}[o] for o in ids])
@@ -37,7 +38,7 @@ def average_folds(
 # %% ../nbs/21_crossnobis.ipynb #ddb27d74
 def _folds(x):
     "Patterns (n_stimuli, n_folds, n_features) with at least 2 stimuli and 2 folds, in floating point."
-    if not is_torch_array(x): x = np.asarray(x, dtype=float)
+    x = as_floating(x)
     if x.ndim != 3 or x.shape[0] < 2 or x.shape[1] < 2: raise ValueError(f'cross-validation needs patterns (n_stimuli, n_folds, n_features) with at least 2 stimuli and 2 folds, got shape {tuple(x.shape)}')
     holes = ~array_namespace(x).isfinite(x)
     if bool(holes.any()): raise ValueError(f'{int(holes.any(2).any(1).sum())} of {len(x)} stimuli hold NaN or infinite values in a fold: leave them out, or average with `average_folds`')
@@ -67,7 +68,7 @@ def crossnobis(
     x = _folds(x)
     n_folds, each = x.shape[1], _each(noise, x.shape[1])
     if each is None or callable(each[0]): return _between_folds(_whitened(x, noise))
-    covariances = [np.linalg.inv(np.asarray(o, dtype=float)) for o in each]
+    covariances = [np.linalg.inv(as_numpy(o)) for o in each]
     pairs = [(i, j) for i in range(n_folds) for j in range(i)]
     return sum(_between_folds(whiten(x[:, list(pair)], np.linalg.inv((covariances[pair[0]] + covariances[pair[1]])/2))) for pair in pairs)/len(pairs)
 

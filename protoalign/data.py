@@ -6,9 +6,9 @@ Docs: https://protoalign.github.io/protoalign/data.html.md"""
 
 # %% auto #0
 __all__ = ['Responses', 'select', 'select_features', 'gather_repeats', 'mean_repeats', 'join_features', 'join_repeats',
-           'plot_responses', 'check_responses', 'as_matrix', 'paired', 'content_groups', 'merge_groups',
-           'near_duplicate_groups', 'hash_fraction', 'Split', 'split_stimuli', 'check_split', 'patterns_from_rdm',
-           'planted_world']
+           'plot_responses', 'check_responses', 'as_numpy', 'off_torch', 'as_floating', 'one_type', 'as_matrix',
+           'paired', 'content_groups', 'merge_groups', 'near_duplicate_groups', 'hash_fraction', 'Split',
+           'split_stimuli', 'check_split', 'patterns_from_rdm', 'planted_world']
 
 # %% ../nbs/10_data.ipynb #ec5f99d6
 import hashlib, os
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from array_api_compat import is_torch_array
+from array_api_compat import array_namespace, is_torch_array
 from PIL import Image
 from scipy.linalg import eigh, helmert
 from scipy.sparse import coo_array
@@ -208,13 +208,44 @@ def check_responses(
                          f'(first: {flat[:5].tolist()}); drop them, they carry nothing')
     return responses
 
+# %% ../nbs/10_data.ipynb #ea20ee64
+def as_numpy(
+    x, # Array, list, table or tensor of any shape and number type, on any device, with or without gradient; or a list of these
+) -> np.ndarray: # The same values in float64, without a copy where they are that already; ValueError for complex numbers
+    "Values for what is computed in NumPy."
+    if isinstance(x, (list, tuple)) and any(map(is_torch_array, x)): x = [as_numpy(o) for o in x]
+    if is_torch_array(x): x = (x if x.is_complex() else x.cpu().double()).detach().cpu().resolve_conj().numpy()
+    x = np.asarray(x)
+    if x.dtype.kind == 'c': raise ValueError(f'need real numbers, got {x.dtype} of shape {x.shape}')
+    return x.astype(float, copy=False)
+
+def off_torch(x):
+    "A tensor as float64 NumPy; anything else as it is, in its own precision."
+    return as_numpy(x) if is_torch_array(x) else x
+
+def as_floating(
+    x, # Array, list or tensor of any shape
+): # The same values; a tensor stays a tensor, with its gradient, in float32 or float64, anything else becomes float64 NumPy
+    "Values for what is computed in NumPy and in torch alike."
+    if not is_torch_array(x) or x.is_complex(): return as_numpy(x)
+    return x.double() if not x.is_floating_point() else x.float() if x.element_size() < 4 else x
+
+def one_type(
+    xs: list, # Arrays or tensors
+) -> list: # The same; tensors in the widest type among them. ValueError where arrays and tensors are mixed, or devices
+    "Values that may be multiplied with each other."
+    if not any(map(is_torch_array, xs)): return list(xs)
+    if not all(map(is_torch_array, xs)): raise ValueError(f'give two arrays or two tensors, got {" and ".join(type(o).__name__ for o in xs)}')
+    if len({o.device for o in xs}) > 1: raise ValueError(f'tensors lie on different devices: {", ".join(sorted({str(o.device) for o in xs}))}')
+    dtype = array_namespace(*xs).result_type(*xs)
+    return [o.to(dtype) for o in xs]
+
 # %% ../nbs/10_data.ipynb #894811f9
 def as_matrix(
     x, # (n_stimuli, n_features), array, list or tensor
-): # The same values in floating point; a tensor stays a tensor, anything else becomes float64 NumPy. ValueError for NaN or infinite values
+): # The same values as from `as_floating`; ValueError for another shape, NaN or infinite values
     "A floating-point matrix with stimuli in rows."
-    if is_torch_array(x): x = x if x.is_floating_point() else x.double()
-    else: x = np.asarray(x, dtype=float)
+    x = as_floating(x)
     if x.ndim != 2: raise ValueError(f'need a matrix (n_stimuli, n_features), got shape {tuple(x.shape)}')
     finite = x.detach().isfinite().all() if is_torch_array(x) else np.isfinite(x).all()
     if not finite: raise ValueError(f'a matrix of shape {tuple(x.shape)} holds NaN or infinite values: drop those stimuli or features')
@@ -224,10 +255,10 @@ def paired(
     x, # Responses of one system, (n_stimuli, n_features_x)
     y, # Responses of the other to the same stimuli in the same order, (n_stimuli, n_features_y)
     min_stimuli: int=2, # Fewest rows that the measure needs
-): # Both as floating-point matrices; ValueError names the shapes
+): # Both as floating-point matrices of one type; ValueError names the shapes
     "Two matrices whose rows are the same stimuli."
     if is_torch_array(x) != is_torch_array(y): raise ValueError(f'give two arrays or two tensors, got {type(x).__name__} and {type(y).__name__}')
-    x, y = as_matrix(x), as_matrix(y)
+    x, y = one_type([as_matrix(x), as_matrix(y)])
     if len(x) != len(y): raise ValueError(f'rows must be the same stimuli on both sides, got shapes {tuple(x.shape)} and {tuple(y.shape)}')
     if len(x) < min_stimuli: raise ValueError(f'need at least {min_stimuli} stimuli, got {len(x)}')
     return x, y
@@ -367,7 +398,7 @@ def patterns_from_rdm(
     d, # Correlation distances 1 - r: square (n, n), or condensed (n(n-1)/2,) as SciPy's pdist
 ) -> np.ndarray: # (n, rank+1), each row with mean 0 and norm 1, equal to the measured patterns up to a rotation
     "Patterns whose correlation RDM is `d`; ValueError where no patterns can have it."
-    d = np.asarray(d, dtype=float)
+    d = as_numpy(d)
     d = squareform(d) if d.ndim == 1 else d
     if d.ndim != 2 or d.shape[0] != d.shape[1]: raise ValueError(f'a dissimilarity matrix is square, got shape {d.shape}')
     if not np.allclose(d, d.T, atol=1e-6) or not np.allclose(np.diag(d), 0, atol=1e-6): # as 32-bit floats may be

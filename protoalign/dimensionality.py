@@ -15,7 +15,7 @@ from scipy.stats import gamma
 from sklearn.neighbors import NearestNeighbors
 
 from .cka import hsic
-from .data import as_matrix
+from .data import as_matrix, as_numpy
 
 # %% ../nbs/23_dimensionality.ipynb #d16f69af
 def _centred(x, least):
@@ -77,8 +77,7 @@ def two_nn(
     confidence: float=.95, # Of the interval
 ) -> tuple: # (dimension, low, high); infinite where all neighbours are equally far. ValueError for fewer than 3 stimuli, or where two have the same response
     "Intrinsic dimension from the two nearest neighbours (Facco et al. 2017; Denti et al. 2022)."
-    x = as_matrix(x)
-    x = x.detach().cpu().numpy() if is_torch_array(x) else x
+    x = as_matrix(as_numpy(x))
     if len(x) < 3: raise ValueError(f'two neighbours need at least 3 stimuli, got a matrix of shape {x.shape}')
     found, twins = _two_nn(x, confidence)
     if len(twins): raise ValueError(f'{len(twins)} of {len(x)} stimuli have the response of another one (first rows: {twins[:5].tolist()}): leave copies out')
@@ -91,8 +90,7 @@ def dimensionality(
     "Dimensions of several systems, or of the layers of a network."
     rows = {}
     for name, x in sides.items():
-        x = as_matrix(x)
-        x = x.detach().cpu().numpy() if is_torch_array(x) else x
+        x = as_matrix(as_numpy(x))
         found = _two_nn(x)[0] if len(x) > 2 else (float('nan'),)*3
         rows[name] = dict(n_stimuli=len(x), n_features=x.shape[1], participation_ratio=participation_ratio(x), participation_plain=participation_ratio(x, debiased=False),
                           effective_rank=effective_rank(x), **dict(zip(('two_nn', 'two_nn_low', 'two_nn_high'), found)))

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold
 
-from .data import paired
+from .data import as_numpy, paired
 from .ridge import ALPHAS, VoxelRidge
 
 # %% ../nbs/22_encoding.ipynb #85f594df
@@ -26,7 +26,7 @@ def prediction_scores(
     y_train_mean: np.ndarray, # Mean of each unit over the training stimuli, (n_units,)
 ): # R² against the training mean and Pearson's r (0 for predictions that do not vary), each (n_units,)
     "Explained variance and correlation of each unit; NaN with a warning for units that do not vary."
-    y, predicted = np.asarray(y, dtype=float), np.asarray(predicted, dtype=float)
+    y, predicted, y_train_mean = map(as_numpy, (y, predicted, y_train_mean))
     flat = np.ptp(y, axis=0) == 0
     if flat.any(): warnings.warn(f'{flat.sum()} of {y.shape[1]} units are constant over the test stimuli: their scores are NaN', stacklevel=2)
     a, b = y - y.mean(0), predicted - predicted.mean(0)
@@ -55,7 +55,7 @@ class EncodingModel(NamedTuple):
 def _matrices(x, y, min_stimuli):
     "Both sides checked, as float64 arrays; as float32 where both came so."
     dtype = np.float32 if all(getattr(o, 'dtype', None) == np.float32 for o in (x, y)) else float
-    return (np.asarray(o, dtype=dtype) for o in paired(x, y, min_stimuli))
+    return (o.astype(dtype, copy=False) for o in paired(as_numpy(x), as_numpy(y), min_stimuli))
 
 def penalty_folds(
     groups=None, # Content group of each training stimulus, (n_train,); None where each is its own
@@ -140,7 +140,7 @@ def explained_share(
     of: str='r2', # What `score` is: 'r2' or 'r'
 ) -> np.ndarray: # R²/reliability, or r|r|/reliability, (..., n_units), neither cut at 0 nor at 1; NaN where the reliability is not above 0. ValueError for another `of`, unequal units, or a reliability above 1
     "Share of the explainable variance that is explained."
-    score, reliability = np.asarray(score, dtype=float), np.asarray(reliability, dtype=float)
+    score, reliability = as_numpy(score), as_numpy(reliability)
     if of not in ('r2', 'r'): raise ValueError(f"of is 'r2' or 'r', got {of!r}")
     if reliability.ndim != 1 or score.shape[-1:] != reliability.shape: raise ValueError(f'need one reliability for each unit, got scores of shape {score.shape} and reliabilities of shape {reliability.shape}')
     if np.nanmax(reliability, initial=0) > 1: raise ValueError(f'a reliability is a share of variance, at most 1, got {np.nanmax(reliability):.3g}')

@@ -6,19 +6,21 @@ Docs: https://protoalign.github.io/protoalign/inference.html.md"""
 
 # %% auto #0
 __all__ = ['group_codes', 'stimulus_orders', 'exact_p', 'Permuted', 'permutation_test', 'reindexed_scores', 'rdm_stack',
-           'standard_cells', 'permutation_rsa', 'u_centred', 'permutation_cka', 'permutation_encoding']
+           'standard_cells', 'tau_scores', 'permutation_rsa', 'u_centred', 'permutation_cka', 'permutation_encoding']
 
 # %% ../nbs/23_inference.ipynb #b8203000
 import warnings
+from functools import partial
 from math import lgamma
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import squareform
+from scipy.stats import rankdata
 
-from .data import paired
-from .ranks import standard_rows
+from .data import as_numpy, paired
+from .ranks import standard_rows, tau_a
 from .rsa import rdm
 
 # %% ../nbs/23_inference.ipynb #e15e5bcf
@@ -68,7 +70,7 @@ def exact_p(
 ): # p of each score, and p_max of each within the family of all, both (n_scores,); NaN where the true order's score is NaN; a random order without a score counts as reaching it, with a warning
     "Exact permutation p values, (b+1)/(m+1), single and family-wise by the maximum statistic; ValueError for an unknown tail."
     if tail not in ('greater', 'two-sided'): raise ValueError(f"unknown tail {tail!r}; known: 'greater', 'two-sided'")
-    scores = np.asarray(scores, dtype=float)
+    scores = as_numpy(scores)
     known = np.isfinite(scores)
     missing, n, filled = ~known & known[0], np.maximum(known.sum(0), 1), np.where(known, scores, 0)
     if missing.any(): warnings.warn(f'{missing.any(1).sum()} of {len(scores) - 1} random orders have no score (NaN) for {missing.any(0).sum()} of {len(n)} scores: they count as reaching the true one', stacklevel=2)
@@ -97,7 +99,7 @@ def _log_orders(n, groups, blocks): return sum(lgamma(len(o) + 1) for o in _exch
 
 def _permuted(scores, names, tail, n, groups, blocks):
     "Table of a permutation test from scores under each order, the true one first."
-    scores = np.asarray(scores, dtype=float).reshape(len(scores), -1)
+    scores = as_numpy(scores).reshape(len(scores), -1)
     p, p_max = exact_p(scores, tail)
     m, least, (mean, high) = len(scores) - 1, np.exp(-_log_orders(n, groups, blocks)), _null_mean_95(scores[1:])
     names = range(scores.shape[1]) if names is None else list(names)
@@ -140,25 +142,57 @@ def rdm_stack(
 ): # Names, and condensed RDMs (n_systems, n(n-1)/2); ValueError for unequal stimuli, no systems, or NaN cells
     "RDMs of several systems over the same stimuli."
     named = systems if isinstance(systems, dict) else dict(enumerate(systems)) if isinstance(systems, (list, tuple)) else {0: systems}
-    found = [np.asarray(o if np.ndim(o) == 1 else rdm(np.asarray(o), metric), dtype=float) for o in named.values()]
+    found = [o if o.ndim == 1 else rdm(o, metric) for o in map(as_numpy, named.values())]
     if len({o.shape for o in found}) != 1: raise ValueError(f'give at least one system, all with the same stimuli; got shapes {[np.shape(o) for o in named.values()]}')
     stack = np.stack(found)
     bad = ~np.isfinite(stack).all(1)
     if bad.any(): raise ValueError(f'the RDMs of {bad.sum()} of {len(bad)} systems hold NaN or infinite cells (first: {list(named)[bad.argmax()]!r}): leave those stimuli out')
     return list(named), stack
 
+def _untied_ranks(rdms):
+    "Ranks less their mean over the norm that they would have without ties; NaN for an RDM that does not vary."
+    n, spearman = rdms.shape[1], standard_rows(rdms, 'spearman')
+    ranked = rankdata(rdms, axis=1) - (n + 1)/2
+    return np.where(np.isnan(spearman), np.nan, ranked*np.sqrt(12/(n**3. - n)))
+
+def _whitened(rdms, centred):
+    "V^(-1/2) times each RDM, V the covariance of cells that share a stimulus (Diedrichsen et al. 2020), of norm 1."
+    d = standard_rows(rdms, 'pearson' if centred else 'cosine')
+    n = int((1 + (1 + 8*d.shape[1])**.5)/2 + .5)
+    (i, j), mean = np.triu_indices(n, 1), d.mean(1, keepdims=True)
+    sums = _squares(d - mean).sum(2)
+    of_stimuli = (sums[:, i] + sums[:, j])/(n - 2)
+    return standard_rows(d - mean - (1 - np.sqrt(2/n))*of_stimuli + mean/np.sqrt(n), 'cosine')
+
+_CELLS = {**{name: partial(standard_rows, method=name) for name in ('spearman', 'pearson', 'cosine')}, 'rho-a': _untied_ranks,
+          **{f'whitened-{name}': partial(_whitened, centred=name == 'pearson') for name in ('pearson', 'cosine')}}
+
 def standard_cells(
     rdms: np.ndarray, # Condensed RDMs, (n_systems, n_pairs)
-    method: str, # 'spearman', 'pearson' or 'cosine'
+    method: str, # As in `rsa`, but for 'tau-a', which is no sum over cells
 ) -> np.ndarray: # Cells whose products sum to the score, (n_systems, n_pairs); NaN with a warning for an RDM that does not vary; ValueError for an unknown method
-    "RDMs as their comparison sees them: ranked or not, centred or not, of norm 1."
-    if method not in ('spearman', 'pearson', 'cosine'): raise ValueError(f"unknown method {method!r}; known: 'spearman', 'pearson', 'cosine' (for others give `permutation_test` a function)")
-    cells = standard_rows(rdms, method)
+    "RDMs as their comparison sees them: ranked or not, centred or not, whitened or not, of norm 1."
+    if method not in _CELLS: raise ValueError(f"unknown method {method!r}; known: {', '.join(map(repr, _CELLS))}, and 'tau-a', which `tau_scores` takes")
+    cells = _CELLS[method](rdms)
     flat = np.isnan(cells).any(1)
     if flat.any(): warnings.warn(f'the RDMs of {flat.sum()} of {len(flat)} systems do not vary (first: row {flat.argmax()}): their scores are NaN', stacklevel=3)
     return cells
 
 def _squares(condensed): return np.stack([squareform(o, checks=False) for o in condensed])
+
+def tau_scores(
+    x: np.ndarray, # Cells of the models, (n_models, n_cells)
+    y: np.ndarray, # Cells of the subjects, (n_subjects, n_cells)
+) -> np.ndarray: # (n_models, n_subjects); NaN where a row does not vary or holds NaN
+    "Kendall's tau-a of each row with each, for which there is no shortcut."
+    usable = [np.ptp(o, axis=1) > 0 for o in (x, y)]
+    return np.array([[tau_a(a, b) if u and v else np.nan for b, v in zip(y, usable[1])] for a, u in zip(x, usable[0])])
+
+def _tau_orders(x, y, orders):
+    "Mean over subjects of tau-a under each order of their stimuli, (n_orders, n_models)."
+    x, y = standard_cells(x, 'spearman'), _squares(standard_cells(y, 'spearman'))
+    i, j = np.triu_indices(y.shape[1], 1)
+    return np.array([tau_scores(x, y[:, o[i], o[j]]).mean(1) for o in orders])
 
 def permutation_rsa(
     models, # One system or several, see `rdm_stack`
@@ -166,7 +200,7 @@ def permutation_rsa(
     n_permutations: int=1000, # Random orders
     groups=None, # Content group of each stimulus, see `stimulus_orders`
     blocks=None, # Block of each stimulus, see `stimulus_orders`
-    method: str='spearman', # 'spearman', 'pearson' or 'cosine'
+    method: str='spearman', # As in `rsa`; 'tau-a' counts pairs of cells anew for every order, and takes its time
     metric: str='correlation', # Dissimilarity for patterns
     tail: str='greater', # 'greater' or 'two-sided'
     random_state: int=0, # Of the orders
@@ -174,15 +208,18 @@ def permutation_rsa(
     "Is each model's RDM more like the brain's than chance? The family of p_max is the models given here."
     (names, x), (_, y) = rdm_stack(models, metric), rdm_stack(brain, metric)
     if x.shape[1] != y.shape[1]: raise ValueError(f'rows must be the same stimuli on both sides, got RDMs of {x.shape[1]} and {y.shape[1]} pairs')
+    n = int((1 + (1 + 8*x.shape[1])**.5)/2 + .5)
+    orders = stimulus_orders(n, n_permutations, groups, blocks, random_state)
+    if method == 'tau-a': return _permuted(_tau_orders(x, y, orders), names, tail, n, groups, blocks)
     a, b = _squares(standard_cells(x, method)), _squares(standard_cells(y, method).mean(0, keepdims=True))[0]
-    orders = stimulus_orders(len(b), n_permutations, groups, blocks, random_state)
-    return _permuted(reindexed_scores(a, b, orders), names, tail, len(b), groups, blocks)
+    return _permuted(reindexed_scores(a, b, orders), names, tail, n, groups, blocks)
 
 # %% ../nbs/23_inference.ipynb #7534c9c3
 def u_centred(
     x: np.ndarray, # Patterns, (n_stimuli, n_features), at least 4 stimuli
 ) -> np.ndarray: # Kernel with zero diagonal and zero row sums, of norm 1, (n_stimuli, n_stimuli); NaN where all stimuli are equally alike
     "Linear kernel as debiased CKA sees it (Székely & Rizzo 2014, definition 2)."
+    x = as_numpy(x)
     c = x - x.mean(0)
     k, n = c @ c.T, len(c)
     size = np.abs(k).max()
@@ -204,8 +241,8 @@ def permutation_cka(
 ) -> Permuted: # Table with one row for each model, and null scores; ValueError for unequal stimuli, or fewer than 4
     "Is debiased linear CKA larger than chance? The family of p_max is the models given here."
     named = models if isinstance(models, dict) else dict(enumerate(models)) if isinstance(models, (list, tuple)) else {0: models}
-    sides = [paired(x, brain, min_stimuli=4) for x in named.values()]
-    a, b = np.stack([u_centred(np.asarray(x, dtype=float)) for x, _ in sides]), u_centred(np.asarray(sides[0][1], dtype=float))
+    sides = [paired(as_numpy(x), as_numpy(brain), min_stimuli=4) for x in named.values()]
+    a, b = np.stack([u_centred(x) for x, _ in sides]), u_centred(sides[0][1])
     orders = stimulus_orders(len(b), n_permutations, groups, blocks, random_state)
     return _permuted(2*reindexed_scores(a, b, orders), list(named), tail, len(b), groups, blocks)
 
@@ -226,7 +263,7 @@ def permutation_encoding(
     random_state: int=0, # Of the orders
 ) -> Permuted: # Table with one row for each voxel, r as score, and null scores; NaN for voxels that do not vary; ValueError for unequal shapes
     "Which voxels are predicted better than chance? The family of p_max is the voxels given here."
-    y, z = (np.asarray(o, dtype=float).reshape(len(o), -1) for o in (measured, predicted))
+    y, z = (as_numpy(o).reshape(len(o), -1) for o in (measured, predicted))
     if y.shape != z.shape: raise ValueError(f'predictions must have the shape of the responses, got {np.shape(measured)} and {np.shape(predicted)}')
     y, z = _standard_columns(y), _standard_columns(z)
     orders = stimulus_orders(len(y), n_permutations, groups, blocks, random_state)

@@ -21,6 +21,7 @@ from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 
 from .clusters import ALGORITHMS, cluster_means, kmeans_labels
+from .data import off_torch
 from .reduce import fit_pca, same_pca, variance_kept
 
 # %% ../nbs/31_joint.ipynb #a388fae5
@@ -185,8 +186,8 @@ def _checked(self:JointPrototypes, X, Y):
     "Both sides as matrices of the same stimuli, in float32 or float64; ValueError says what is wrong and what would help."
     if Y is None: raise ValueError('requires y to be passed, but the target y is None: give the responses to the same stimuli')
     if isinstance(Y, dict): raise ValueError('Y holds several subjects: subjects.SubjectPrototypes takes them')
-    X = validate_data(self, X, dtype=_FLOATS, ensure_min_samples=2)
-    Y = _columns(check_array(Y, dtype=_FLOATS, ensure_2d=False, input_name='Y'))
+    X = validate_data(self, off_torch(X), dtype=_FLOATS, ensure_min_samples=2)
+    Y = _columns(check_array(off_torch(Y), dtype=_FLOATS, ensure_2d=False, input_name='Y'))
     if len(X) != len(Y): raise ValueError(f'rows must be the same stimuli on both sides: inconsistent shapes {X.shape} and {Y.shape}')
     if not 1 <= self.n_prototypes <= len(X):
         raise ValueError(f'n_prototypes={self.n_prototypes} is impossible with {len(X)} training stimuli: choose fewer prototypes, or more stimuli')
@@ -305,8 +306,8 @@ def predict(self:JointPrototypes,
     "Nearest prototype from activations, responses or both."
     check_is_fitted(self)
     if X is None and Y is None: raise ValueError('give activations X, responses Y, or both')
-    z = None if X is None else self.pca_dnn_.transform(validate_data(self, X, dtype=_FLOATS, reset=False))
-    r = None if Y is None else self.pca_brain_.transform(_columns(check_array(Y, dtype=_FLOATS, ensure_2d=False, input_name='Y')))
+    z = None if X is None else self.pca_dnn_.transform(validate_data(self, off_torch(X), dtype=_FLOATS, reset=False))
+    r = None if Y is None else self.pca_brain_.transform(_columns(check_array(off_torch(Y), dtype=_FLOATS, ensure_2d=False, input_name='Y')))
     if r is None: at, centres = z, self.prototypes_dnn_
     elif z is None: at, centres = r, self.prototypes_brain_
     else:

@@ -17,6 +17,7 @@ import torch
 from .activations import extract
 from .bootstrap import bootstrap_counts
 from .clusters import cluster_means
+from .data import as_numpy
 from .library import PrototypeLibrary, match_labels
 from .refresh import bare
 from .score import BrainGroups
@@ -30,7 +31,7 @@ def prototype_cosines(
     n_prototypes: int=None, # K; as many as the labels name if None
 ) -> np.ndarray: # (n_new, K), from -1 to 1; NaN for a prototype without training members. ValueError for shapes that do not fit
     "Cosine of held-out stimuli with the prototypes, re-estimated in the network's own space."
-    x_train, x_new, labels = np.asarray(x_train, dtype=float), np.asarray(x_new, dtype=float), np.asarray(labels)
+    x_train, x_new, labels = as_numpy(x_train), as_numpy(x_new), np.asarray(labels)
     if x_train.ndim != 2 or x_new.ndim != 2 or x_train.shape[1] != x_new.shape[1] or labels.shape != x_train.shape[:1]:
         raise ValueError(f'need (n_train, n_units), (n_train,) labels and (n_new, n_units), got {x_train.shape}, {labels.shape} and {x_new.shape}')
     k, mean = n_prototypes or labels.max() + 1, x_train.mean(0)

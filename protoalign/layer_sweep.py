@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
-from .data import as_matrix
+from .data import as_matrix, as_numpy
 from .encoding import ALPHAS, encoding_score, penalty_folds
 
 # %% ../nbs/25_layer_sweep.ipynb #39507b1f
@@ -26,7 +26,7 @@ def layer_scores(
     alphas: tuple=ALPHAS, # Ridge penalties to choose from
 ) -> np.ndarray: # Explained variance of each voxel, (n_folds, n_layers, n_voxels)
     "Cross-validated encoding scores of several layers; ValueError for unequal stimuli, or fewer groups than folds."
-    y = as_matrix(responses)
+    y = as_matrix(as_numpy(responses))
     unequal = {name: np.shape(x) for name, x in activations.items() if len(x) != len(y)}
     if unequal or not activations: raise ValueError(f'layers need one row for each of {len(y)} stimuli; got {unequal or "no layers"}')
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
@@ -49,7 +49,7 @@ def layer_sweep(
     alphas: tuple=ALPHAS, # Ridge penalties to choose from
 ) -> pd.DataFrame: # Columns fold, layer, r2 (mean over voxels, outer fold), chosen (share of voxels for which the layer was chosen inside), r2_chosen (of the layer or layers chosen inside, the same for all rows of a fold)
     "Which layer matches, by nested cross-validation; ValueError as in `layer_scores`."
-    y, names = as_matrix(responses), list(activations)
+    y, names = as_matrix(as_numpy(responses)), list(activations)
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     outer, rows = layer_scores(activations, y, groups, n_folds, seed, alphas), []
     folds = GroupKFold(n_folds, shuffle=True, random_state=seed).split(y, groups=groups)

@@ -23,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import pairwise_distances_argmin
 
 from . import __version__
+from .data import as_numpy
 from .files import atomic_write
 from .joint import JointPrototypes
 
@@ -169,7 +170,7 @@ def describe(self:PrototypeLibrary) -> pd.Series: # What the library is and wher
 
 # %% ../nbs/32_library.ipynb #ca6eaf9d
 def _scores(x, mean, components, side):
-    x = np.asarray(x, dtype=float)
+    x = as_numpy(x)
     if x.ndim != 2 or x.shape[1] != len(mean): raise ValueError(f'{side}: got shape {x.shape}, the library was made from {len(mean)} features a stimulus')
     if not np.isfinite(x).all(): raise ValueError(f'{side}: {(~np.isfinite(x)).sum()} values are NaN or infinite (shape {x.shape})')
     return (x - mean) @ components.T.astype(float)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 
+from .data import as_floating, as_numpy
+
 # %% ../nbs/20_noise.ipynb #d498ee19
 def _shrink_to_diagonal(z, dof):
     "Schäfer & Strimmer's intensity for residuals `z` with unit variances."
@@ -36,9 +38,7 @@ _SHRINK = {'diagonal': _shrink_to_diagonal, 'identity': _shrink_to_identity,
 
 # %% ../nbs/20_noise.ipynb #2e7f789c
 def _floating(x):
-    if is_torch_array(x): return x if x.is_floating_point() else x.double()
-    x = np.asarray(x)
-    return x if x.dtype == np.float32 else x.astype(float, copy=False)
+    return x if isinstance(x, np.ndarray) and x.dtype == np.float32 else as_floating(x)
 
 def _like(x, o): return array_namespace(x).asarray(o, dtype=x.dtype, **(dict(device=x.device) if is_torch_array(x) else {}))
 
@@ -70,7 +70,7 @@ def noise_whitener(
     dof: int=None, # Degrees of freedom of the residuals; n_residuals - 1 if None, fewer after a GLM
 ) -> NoiseWhitener: # Whitens patterns, and has `shrinkage` and `precision()`; ValueError for NaN, constant features, or 'none' with too few residuals or features that depend on each other
     "Shrunk noise covariance of residuals, ready to whiten (Walther et al. 2016)."
-    r = np.asarray(residuals, dtype=float)
+    r = as_numpy(residuals)
     if shrinkage not in _SHRINK: raise ValueError(f'unknown shrinkage {shrinkage!r}; known: {sorted(_SHRINK)}')
     if r.ndim != 2 or len(r) < 3 or not np.isfinite(r).all(): raise ValueError(f'need at least 3 residuals (n_residuals, n_features) without NaN, got shape {r.shape}')
     dof, r = dof or len(r) - 1, r - r.mean(0)
@@ -93,7 +93,7 @@ def whiten(
 ): # Patterns whose squared Euclidean distances are squared Mahalanobis distances; ValueError for a matrix that is no precision of these features
     "Patterns in units of noise."
     if noise is None or callable(noise): return x if noise is None else noise(x)
-    x, p, precision = _floating(x), np.shape(x)[-1], np.asarray(noise, dtype=float)
+    x, p, precision = _floating(x), np.shape(x)[-1], as_numpy(noise)
     if precision.shape != (p, p): raise ValueError(f'a precision matrix for patterns of shape {tuple(np.shape(x))} is ({p}, {p}), got {precision.shape}; residuals go through `noise_whitener` first')
     if not np.allclose(precision, precision.T, atol=1e-8*np.abs(precision).max()): raise ValueError('a precision matrix is symmetric, this one is not')
     try: root = np.linalg.cholesky(precision)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .baselines import known_rows
 from .clusters import cluster_means, kmeans_labels
-from .data import as_matrix
+from .data import as_matrix, as_numpy
 
 # %% ../nbs/41_protonce.ipynb #5e28a2ca
 def concentration(
@@ -104,7 +104,7 @@ def refresh(self:ProtoNCE,
     activations, # Clean activations of the training stimuli, (n_stimuli, n_units); ValueError for other shapes, or NaN
 ):
     "New keys, clusters, prototypes and concentrations from the network as it now is."
-    x = np.asarray(as_matrix(activations), dtype=float)
+    x = as_matrix(as_numpy(activations))
     if x.shape != tuple(self.keys.shape): raise ValueError(f'need activations {tuple(self.keys.shape)}, got {x.shape}')
     mean = x.mean(0) if self.centred else np.zeros(x.shape[1])
     v = _unit(x - mean)

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from .choose_k import stimulus_permutations
-from .data import paired
+from .data import as_numpy, paired
 from .inference import exact_p
 from .joint import cluster_means
 from .score import BrainGroups
@@ -97,7 +97,7 @@ def _instead(a, b, k):
 
 # %% ../nbs/39_prototype_alignment.ipynb #05e3d11a
 def _checked(x_train, y_train, x_new, y_new, labels, y_again):
-    (x_train, y_train), (x_new, y_new) = (tuple(np.asarray(o, dtype=float) for o in paired(*p, 4)) for p in ((x_train, y_train), (x_new, y_new)))
+    (x_train, y_train), (x_new, y_new) = (paired(*map(as_numpy, p), 4) for p in ((x_train, y_train), (x_new, y_new)))
     for name, a, b in (('first', x_train, x_new), ('second', y_train, y_new)):
         if a.shape[1] != b.shape[1]: raise ValueError(f'{name} system: {a.shape[1]} features in training, {b.shape[1]} for new stimuli')
     if labels is not None and (np.shape(labels) != (len(x_train),) or np.asarray(labels).dtype.kind not in 'iu' or np.min(labels) < 0):
@@ -127,7 +127,7 @@ def prototype_alignment(
     auc = pairs_right(members, evidence, np.stack([orders, orders.argsort(1)]))
     alone, corrected = permutation_p(auc)
     both, (n_a, n_b), (instead, share) = (members[0] & members[1]).sum(0), members.sum(1), _instead(a, b, k)
-    ceiling = np.full(k, np.nan) if y_again is None else phi(_squared(y_train, labels, np.asarray(y_again, dtype=float), k).argmin(1), b, k)
+    ceiling = np.full(k, np.nan) if y_again is None else phi(_squared(y_train, labels, as_numpy(y_again), k).argmin(1), b, k)
     with np.errstate(invalid='ignore'): found, right = both/np.where(n_b > 0, n_b, np.nan), both/np.where(n_a > 0, n_a, np.nan)
     chance = (n_a/len(a)) @ (n_b/len(b))
     kappas = ((a[orders] == b).mean(1) - chance)/(1 - chance) if chance < 1 else np.full(len(orders), np.nan)

@@ -14,6 +14,8 @@ import numpy as np
 from scipy.stats import kendalltau, rankdata
 from threadpoolctl import threadpool_info
 
+from .data import off_torch
+
 # %% ../nbs/20_ranks.ipynb #2c046a8c
 _BLOCK = 1 << 22
 
@@ -42,9 +44,18 @@ def _ordered(v):
     return (lambda at: order[at]), differs
 
 # %% ../nbs/20_ranks.ipynb #b5d42474
+def _whole_runs(first):
+    "Slices of about a block that no run of equal values crosses; `first` says where one begins."
+    start, n = 0, len(first)
+    while start < n:
+        stop = min(start + _BLOCK, n)
+        if stop < n: stop = stop + int(first[stop:].argmax()) if first[stop:].any() else n
+        yield slice(start, stop)
+        start = stop
+
 def _double_ranks(v):
     "Twice the rank of each value, ties sharing their mean, as 32-bit whole numbers."
-    v = np.asarray(v)
+    v = np.asarray(off_torch(v))
     if v.ndim != 1 or len(v) >= 2**31: raise ValueError(f'ranks are of one vector with fewer than 2**31 values, got shape {v.shape}')
     if v.dtype.kind not in 'fiub': raise ValueError(f'ranks are of numbers, got {v.dtype}')
     if v.dtype.kind == 'f' and any(np.isnan(v[at]).any() for at in _blocks(len(v))): raise ValueError(f'NaN has no rank: {np.isnan(v).sum()} of {len(v)} values are NaN')
@@ -53,11 +64,12 @@ def _double_ranks(v):
     for at in _blocks(len(v)):
         lead = slice(max(at.start - 1, 0), at.stop)
         first[lead.start + 1:at.stop] = differs(lead)
-    starts = np.flatnonzero(first)
-    ends = np.append(starts[1:], len(v))
-    sums = np.repeat((starts + ends + 1).astype(np.uint32), ends - starts)
     out = np.empty(len(v), dtype=np.uint32)
-    for at in _blocks(len(v)): out[places(at)] = sums[at]
+    for at in _whole_runs(first):
+        starts = at.start + np.flatnonzero(first[at])
+        ends = np.append(starts[1:], at.stop)
+        sums = np.repeat((starts + ends + 1).astype(np.uint32), ends - starts)
+        for part in _blocks(len(sums)): out[places(slice(at.start + part.start, at.start + part.stop))] = sums[part]
     return out
 
 def ranks(

@@ -11,7 +11,7 @@ __all__ = ['LARGE', 'krylov_svd', 'variance_kept', 'fit_pca', 'same_pca', 'effec
 import numpy as np
 from sklearn.decomposition import PCA
 
-from .data import as_matrix
+from .data import as_matrix, as_numpy
 from .dimensionality import entropy_rank
 
 # %% ../nbs/30_reduce.ipynb #a7de3670
@@ -95,7 +95,7 @@ def _krylov_pca(x, k, random_state):
 # %% ../nbs/30_reduce.ipynb #0d41e21a
 def _matrix(x):
     "Large float32 arrays as they are, all else as float64."
-    if not (isinstance(x, np.ndarray) and x.dtype == np.float32 and x.size > LARGE): return np.asarray(as_matrix(x), dtype=float)
+    if not (isinstance(x, np.ndarray) and x.dtype == np.float32 and x.size > LARGE): return as_matrix(as_numpy(x))
     if x.ndim != 2 or not np.isfinite(x).all(): as_matrix(x)
     return x
 

@@ -16,6 +16,8 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.model_selection import GroupKFold, check_cv
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .data import off_torch
+
 # %% ../nbs/21_ridge.ipynb #6d6b1c10
 ALPHAS = tuple(np.logspace(-1, 6, 15)) # Penalties to choose from, for standardised features
 
@@ -154,7 +156,7 @@ class RidgeFit(NamedTuple):
 
 def _checked(x, y, alphas):
     "Arrays, penalties from large to small, and the type to compute in."
-    x, y, alphas = np.asarray(x), np.asarray(y), np.sort(np.ravel(alphas).astype(float))[::-1]
+    x, y, alphas = np.asarray(off_torch(x)), np.asarray(off_torch(y)), np.sort(np.ravel(alphas).astype(float))[::-1]
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 3: raise ValueError(f'need features (n, d) and responses (n, V) of the same 3 stimuli at least, got shapes {x.shape} and {y.shape}, n_samples={len(x)}')
     for name, o in dict(features=x, responses=y).items():
         if not np.isfinite(o.sum(dtype=float)): raise ValueError(f'{name} of shape {o.shape} hold NaN or infinite values: drop those stimuli, features or voxels')
@@ -200,7 +202,7 @@ class VoxelRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         groups: list=None, # Content group of each stimulus, held out together
     ): # Itself, with coef_ (n_targets, n_features), intercept_, alpha_, cv_r2_ (n_targets,)
         "Choose the penalties and fit on all stimuli."
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], multi_output=True, y_numeric=True)
+        X, y = validate_data(self, off_torch(X), off_torch(y), dtype=[np.float64, np.float32], multi_output=True, y_numeric=True)
         found = ridge_cv(X, y.reshape(len(y), -1), self.alphas, self.cv, groups, self.fit_intercept)
         self.coef_, self.intercept_, self.alpha_, self.cv_r2_ = (o if y.ndim == 2 else o[0] for o in (found.coef.T, found.intercept, found.alpha, found.cv_r2))
         return self
@@ -210,4 +212,4 @@ class VoxelRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     ) -> np.ndarray: # (n_new, n_targets) or (n_new,)
         "Predictions for other stimuli."
         check_is_fitted(self)
-        return validate_data(self, X, reset=False, dtype=[np.float64, np.float32]) @ self.coef_.T + self.intercept_
+        return validate_data(self, off_torch(X), reset=False, dtype=[np.float64, np.float32]) @ self.coef_.T + self.intercept_

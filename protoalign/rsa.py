@@ -15,7 +15,7 @@ import pandas as pd
 from array_api_compat import array_namespace, is_torch_array
 from functools import partial
 
-from .data import as_matrix
+from .data import as_floating, as_matrix, as_numpy, off_torch
 from .noise import whiten
 from .ranks import ranks, rho_a, spearman, tau_a
 
@@ -120,7 +120,7 @@ def plot_rdms(
     from scipy.spatial.distance import squareform
     fig, axes = plt.subplots(1, len(rdms), figsize=(.6 + 2.4*len(rdms), 2.5), layout='constrained', squeeze=False)
     for ax, (title, d) in zip(axes[0], rdms.items()):
-        d = np.asarray(d, dtype=float)
+        d = as_numpy(d)
         d = squareform(d, checks=False) if d.ndim == 2 else d
         if ranked: d = (ranks(d) - 1)/(len(d) - 1)
         square = squareform(d)
@@ -172,7 +172,7 @@ def _cosine(a, b, products, centred):
     norms = [products(o, o, m, m)**.5 for o, m in zip((a, b), means)]
     return products(a, b, *means)/(norms[0]*norms[1])
 
-def _by_rank(a, b, correlation): return correlation(*(np.asarray(o.detach().cpu() if is_torch_array(o) else o) for o in (a, b)))
+def _by_rank(a, b, correlation): return correlation(a, b)
 
 _COMPARISONS = {
     **{name: partial(_by_rank, correlation=f) for name, f in (('spearman', spearman), ('rho-a', rho_a), ('tau-a', tau_a))},
@@ -193,8 +193,7 @@ def _is_empty(d, method):
 # %% ../nbs/20_rsa.ipynb #044da1a4
 def _dissimilarities(o, metric):
     if np.ndim(o) != 1: return rdm(o, metric)
-    if is_torch_array(o): return o if o.is_floating_point() else o.double()
-    return o if getattr(o, 'dtype', None) == np.float32 else np.asarray(o, dtype=float)
+    return o if isinstance(o, np.ndarray) and o.dtype == np.float32 else as_floating(o)
 
 def rsa(
     x, # Patterns (n_stimuli, n_features), or a condensed RDM (n(n-1)/2,)
@@ -226,7 +225,7 @@ def _seen(d, method):
 
 def _stacked(rdms):
     "RDMs of at least 2 subjects as (n_subjects, n_pairs)."
-    d = condensed(np.asarray(rdms, dtype=float))
+    d = condensed(as_numpy(rdms))
     if d.ndim != 2 or len(d) < 2: raise ValueError(f'a noise ceiling needs the RDMs of at least 2 subjects, one a row, got shape {np.shape(rdms)}')
     if not np.isfinite(d).all(): raise ValueError(f'{(~np.isfinite(d)).any(1).sum()} of {len(d)} RDMs hold NaN or infinite cells: leave those stimuli out')
     return d
@@ -256,6 +255,6 @@ def rsa_subjects(
     _check_method(method)
     d = _stacked(rdms)
     lower, upper = _bounds(d, method)
-    models = {name: _dissimilarities(o, metric) for name, o in models.items()}
+    models = {name: _dissimilarities(off_torch(o), metric) for name, o in models.items()}
     return pd.DataFrame([dict(subject=i, model=name, method=method, score=rsa(o, m, method), lower=lower[i], upper=upper[i])
                          for name, m in models.items() for i, o in enumerate(d)])

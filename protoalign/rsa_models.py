@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.optimize import nnls
 from scipy.spatial.distance import squareform
 
+from .data import as_numpy
 from .ranks import standard_rows
 from .rsa import condensed
 
@@ -31,7 +32,7 @@ def category_rdm(
 # %% ../nbs/21_rsa_models.ipynb #8d16a914
 def _cells(rdms, n_cells=None):
     "RDMs, condensed or square, one or one for each subject, as (n_rdms, n_cells) in float64."
-    d = np.atleast_2d(condensed(np.asarray(rdms, dtype=float)))
+    d = np.atleast_2d(condensed(as_numpy(rdms)))
     if d.ndim != 2 or d.shape[1] < 3 or n_cells not in (None, d.shape[1]): raise ValueError(f'need RDMs of the same stimuli, condensed or square, got shape {np.shape(rdms)} for {n_cells or "at least 3"} cells')
     if not np.isfinite(d).all(): raise ValueError(f'{(~np.isfinite(d)).any(1).sum()} of {len(d)} RDMs hold NaN or infinite cells: leave those stimuli out')
     return d

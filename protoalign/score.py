@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.metrics import pairwise_distances_argmin
 
 from .cka import linear_cka
-from .data import paired
+from .data import as_numpy, paired
 from .encoding import fit_encoding, penalty_folds, score_encoding
 from .joint import cluster_means, kmeans_labels
 from .reduce import fit_pca
@@ -37,7 +37,7 @@ class BrainGroups:
         y: np.ndarray, # Responses to other stimuli, (n_new, n_voxels)
     ) -> np.ndarray: # The nearest cluster of each, (n_new,)
         "Send new responses to the clusters found in training."
-        return self.present[pairwise_distances_argmin(self.pca.transform(y), self.means)]
+        return self.present[pairwise_distances_argmin(self.pca.transform(as_numpy(y)), self.means)]
 
 def proto_agreement(
     x_train: np.ndarray, # Training activations, (n_train, n_units)
@@ -46,7 +46,7 @@ def proto_agreement(
     groups_new: np.ndarray, # Brain group of each new stimulus, (n_new,)
 ) -> float: # Share of new stimuli that network and brain put into the same group, from 0 to 1
     "Do network and brain sort new stimuli alike?"
-    present = np.unique(groups_train)
+    x_train, x_new, present = as_numpy(x_train), as_numpy(x_new), np.unique(groups_train)
     means = cluster_means(x_train, groups_train, present.max() + 1)[present]
     return float((present[pairwise_distances_argmin(x_new, means)] == groups_new).mean())
 
@@ -71,12 +71,12 @@ def score_layer(
     content_groups: list=None, # Content group of each training stimulus, (n_train,): penalties are chosen by folds of groups; each a group of its own if None
 ) -> dict: # {part: {metric: value}} for the metrics of `METRICS` that a layer has; ValueError for unequal stimuli
     "Alignment, predictivity and prototype agreement of one layer on held-out stimuli."
-    x_train, y_train = (np.asarray(o, dtype=float) for o in paired(x_train, y_train, min_stimuli=4))
+    x_train, y_train = paired(as_numpy(x_train), as_numpy(y_train), min_stimuli=4)
     if content_groups is not None and len(content_groups) != len(y_train): raise ValueError(f'{len(content_groups)} content groups for {len(y_train)} training stimuli: one for each')
     model, scores = fit_encoding(x_train, y_train, **penalty_folds(content_groups)), {}
     groups = groups or BrainGroups(y_train, min(n_groups, len(y_train)))
     for part, (x, y) in held_out.items():
-        x, y = (np.asarray(o, dtype=float) for o in paired(x, y, min_stimuli=4))
+        x, y = paired(as_numpy(x), as_numpy(y), min_stimuli=4)
         encoding = score_encoding(model, x, y)
         scores[part] = dict(rsa_spearman=rsa(x, y), rsa_centred=rsa(x - x_train.mean(0), y - y_train.mean(0)), cka_debiased=linear_cka(x, y),
                             proto_agreement=proto_agreement(x_train, groups.labels, x, groups.predict(y)),

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from array_api_compat import is_torch_array
+
 from sklearn.model_selection import GroupKFold
 
 from .bootstrap import bootstrap_rsa, bootstrap_score, jackknife_score
 from .cka import linear_cka
-from .data import Responses, as_matrix, mean_repeats, select
+from .data import Responses, as_matrix, as_numpy, mean_repeats, select
 from .inference import permutation_cka, permutation_rsa, permutation_test
 from .quality import noise_ceilings
 from .registry import MEASURES
@@ -28,9 +28,8 @@ from .rsa import rdm, rsa_ceiling
 # %% ../nbs/39_scores.ipynb #971ae7d4
 def _plain(x, name):
     "A matrix in float64."
-    try: x = as_matrix(mean_repeats(x).values if isinstance(x, Responses) else x)
+    try: return as_matrix(as_numpy(mean_repeats(x).values if isinstance(x, Responses) else x))
     except ValueError as e: raise ValueError(f'{name}: {e}') from e
-    return x.detach().cpu().numpy().astype(float) if is_torch_array(x) else x
 
 def _subjects(o):
     "One target's subjects: each a recording or a matrix."
@@ -130,14 +129,19 @@ def _draw(judge, parts, rows):
     found, _ = _told(lambda: _value(judge, parts, rows, rows))
     return np.nan if found is None else found
 
-def _has_fast(measure): return bool(measure.rdms) and not measure.prepare and measure.rdms['method'] in ('spearman', 'pearson', 'cosine')
+def _has_fast(measure): return bool(measure.rdms) and not measure.prepare
+
+def _drawn(measure, over):
+    "Whether `bootstrap_rsa` draws it: whitened RSA not over stimuli, and tau-a there by the jackknife, which is quicker."
+    slow = {'stimuli': ('tau-a', 'whitened-pearson', 'whitened-cosine'), 'both': ('whitened-pearson', 'whitened-cosine'), 'subjects': ()}
+    return _has_fast(measure) and measure.rdms['method'] not in slow[over]
 
 # %% ../nbs/39_scores.ipynb #38f20db2
 def _bootstrap(measure, o, n_draws, over, confidence, seed):
     about = dict(groups=o.groups, confidence=confidence)
     value = lambda rows: _draw(measure.judge, o.parts, rows)
-    if _has_fast(measure): found = bootstrap_rsa(o.x, o.ys, over, n_draws, random_state=seed, **measure.rdms, **about)
-    elif over != 'stimuli': raise ValueError(f'no interval: only RSA by Spearman, Pearson or cosine is drawn over {over}')
+    if _drawn(measure, over): found = bootstrap_rsa(o.x, o.ys, over, n_draws, random_state=seed, **measure.rdms, **about)
+    elif over != 'stimuli': raise ValueError(f'no interval: only RSA is drawn over {over}, and whitened RSA over subjects alone')
     elif measure.rows: found = bootstrap_score(value, len(o.x), n_draws, random_state=seed, **about)
     else: found = jackknife_score(value, len(o.x), **about)
     row = found.table.iloc[0]

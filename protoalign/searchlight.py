@@ -12,6 +12,7 @@ import warnings
 
 import numpy as np
 
+from .data import as_numpy, off_torch
 from .fmri import region_mask, region_values, to_image, voxel_table
 from .ranks import ranks
 from .rsa import rdm, rsa
@@ -49,7 +50,8 @@ def _scores(values, spheres, models, metric, method, min_voxels):
 
 def _values(images, mask):
     "Values (n_stimuli, [n_folds,] n_voxels) from an array or from images."
-    values = np.asarray(images) if isinstance(images, np.ndarray) else region_values(images, mask)
+    images = off_torch(images)
+    values = images if isinstance(images, np.ndarray) else region_values(images, mask)
     n = len(voxel_table(mask))
     if values.ndim not in (2, 3) or values.shape[-1] != n: raise ValueError(f'values are (n_stimuli, n_voxels) with the {n} voxels of the mask last, got shape {values.shape}')
     bad = np.flatnonzero(~np.isfinite(values).all(tuple(range(values.ndim - 1))))
@@ -73,11 +75,12 @@ def searchlight_rsa(
     mask = region_mask(mask, label)
     values, named = _values(images, mask), models if isinstance(models, dict) else {'': models}
     n_pairs = len(values)*(len(values) - 1)//2
+    named = {name: as_numpy(m) for name, m in named.items()}
     for name, m in named.items():
         if np.shape(m) != (n_pairs,): raise ValueError(f'model {name!r} has shape {np.shape(m)}; a condensed RDM of {len(values)} stimuli has ({n_pairs},)')
         if not np.isfinite(m).all(): raise ValueError(f'model {name!r} holds NaN or infinite cells')
-        rsa(np.arange(float(n_pairs)), np.asarray(m, dtype=float), method)
-    model_cells = [_prepared(method)[0](np.asarray(m, dtype=float)) for m in named.values()]
+        rsa(np.arange(float(n_pairs)), m, method)
+    model_cells = [_prepared(method)[0](m) for m in named.values()]
     distance = metric if callable(metric) else lambda x: rdm(x, metric)
     spheres = sphere_voxels(mask, radius)
     parts = [spheres[i:i + 500] for i in range(0, len(spheres), 500)]

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace, is_torch_array
 from scipy.optimize import linear_sum_assignment, linprog
 from scipy.sparse import eye_array, kron, vstack
 
-from .data import paired
+from .data import as_numpy, paired
 
 # %% ../nbs/21_shape.ipynb #b33a9e3e
 def _narrow(c):
@@ -73,7 +73,7 @@ def procrustes_rotation(
     y: np.ndarray, # Of the other, (n_train, n_features_y)
 ) -> np.ndarray: # Orthonormal map (n_features_y, n_features_x) that brings centred y nearest to centred x
     "The best rotation, partial where the sides have unequal numbers of features (Schönemann 1966)."
-    x, y = paired(x, y, min_stimuli=3)
+    x, y = paired(as_numpy(x), as_numpy(y), min_stimuli=3)
     u, _, vt = np.linalg.svd((y - y.mean(0)).T @ (x - x.mean(0)), full_matrices=False)
     return u @ vt
 
@@ -84,6 +84,7 @@ def heldout_procrustes(
     y_new: np.ndarray, # Of the other system, (n_new, n_features_y)
 ) -> float: # At most 1; 0 on average where nothing is shared, negative where it is worse than that; NaN where a side does not vary. ValueError for shapes that do not fit
     "Cosine similarity on held-out stimuli, after the rotation that was best on training stimuli."
+    x_train, y_train, x_new, y_new = map(as_numpy, (x_train, y_train, x_new, y_new))
     (x_train, y_train), (x_new, y_new) = paired(x_train, y_train, 3), paired(x_new, y_new, 1)
     if x_new.shape[1] != x_train.shape[1] or y_new.shape[1] != y_train.shape[1]: raise ValueError(f'training sides {x_train.shape} and {y_train.shape} against held-out sides {x_new.shape} and {y_new.shape}: each needs its own features again')
     a, b = x_new - x_train.mean(0), (y_new - y_train.mean(0)) @ procrustes_rotation(x_train, y_train)
@@ -121,7 +122,7 @@ def soft_matching(
     y, # Responses of the units of the other to the same stimuli, (n_stimuli, n_units_y)
 ) -> SoftMatch: # Similarity, distance and plan. ValueError for unequal stimuli, fewer than 3, or units that do not vary
     "Best matching of single units, soft where their numbers differ (Khosla & Williams 2024)."
-    x, y = (o.detach().cpu().numpy() if is_torch_array(o) else o for o in paired(x, y, min_stimuli=3))
+    x, y = paired(as_numpy(x), as_numpy(y), min_stimuli=3)
     gain = _unit_columns(x, 'the first system').T @ _unit_columns(y, 'the second system')
     plan = _transport(gain)
     similarity = float((plan*gain).sum())
@@ -134,6 +135,6 @@ def heldout_soft_matching(
     y_new: np.ndarray, # Of the other system, (n_new, n_units_y)
 ) -> float: # Mean correlation of the matched units there; 0 on average where nothing is shared
     "Correlation, on held-out stimuli, of units that were matched on training stimuli."
-    plan, (x, y) = soft_matching(x_train, y_train).plan, paired(x_new, y_new, min_stimuli=3)
+    plan, (x, y) = soft_matching(x_train, y_train).plan, paired(as_numpy(x_new), as_numpy(y_new), min_stimuli=3)
     if plan.shape != (x.shape[1], y.shape[1]): raise ValueError(f'units matched in training: {plan.shape}; held-out sides have shapes {x.shape} and {y.shape}')
     return float((plan*(_unit_columns(x, 'the first system').T @ _unit_columns(y, 'the second system'))).sum())

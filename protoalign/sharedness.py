@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
 from .choose_k import reduced_sides, stimulus_permutations
-from .data import paired
+from .data import as_numpy, paired
 
 # %% ../nbs/35_sharedness.ipynb #283625fa
 def mixed_world(
@@ -111,7 +111,7 @@ def _flags(p_shared, p_sides, explained, alpha, min_part):
 # %% ../nbs/35_sharedness.ipynb #b6496845
 def _checked(fitted, X, Y):
     "Held-out sides as matrices, measured from the training means."
-    X, Y = paired(X, np.reshape(Y, (len(Y), -1)), min_stimuli=4)
+    X, Y = paired(as_numpy(X), as_numpy(Y).reshape(len(Y), -1), min_stimuli=4)
     for name, x, pca in (('activations', X, fitted.pca_dnn_), ('responses', Y, fitted.pca_brain_)):
         if x.shape[1] != len(pca.mean_): raise ValueError(f'{name} of shape {x.shape} against prototypes fitted with {len(pca.mean_)} features')
         if x.shape[1] < 2: raise ValueError(f'{name} have one feature: which side carries a prototype is asked of halves of the features')

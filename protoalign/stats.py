@@ -14,16 +14,24 @@ import pandas as pd
 from scipy import stats
 
 from .bootstrap import bootstrap_score
+from .data import as_numpy
 
 # %% ../nbs/24_stats.ipynb #9c31bc34
+def _sign_patterns(n, block=2**22):
+    "Patterns of 0 and 1 for n pairs, (n_patterns, n), in blocks: all there are up to 16 pairs, 65,536 random ones beyond."
+    step, rng = max(1, block//n), np.random.default_rng(0)
+    for k in range(0, 2**min(n, 16), step):
+        rows = np.arange(k, min(k + step, 2**min(n, 16)))
+        yield (rows[:, None] >> np.arange(n)) & 1 if n <= 16 else rng.integers(2, size=(len(rows), n))
+
 def sign_flip_p(
     d: np.ndarray, # Differences, (n_seeds,)
 ) -> float: # Two-sided p value, at least 2/2^n; NaN for no differences, or where one is NaN or infinite
     "Sign-flip test of paired differences: exact up to 16 pairs, 65,536 random sign patterns (always the same ones) beyond."
-    d, n = np.asarray(d, dtype=float), len(d)
+    d, n = as_numpy(d), len(d)
     if not n or not np.isfinite(d).all(): return float('nan')
-    signs = (np.arange(2**n)[:, None] >> np.arange(n)) & 1 if n <= 16 else np.random.default_rng(0).integers(2, size=(2**16, n))
-    reached = np.abs((1 - 2*signs) @ d) >= abs(d.sum()) - 1e-12*np.abs(d).sum()
+    least = abs(d.sum()) - 1e-12*np.abs(d).sum()
+    reached = np.concatenate([np.abs((1 - 2*signs) @ d) >= least for signs in _sign_patterns(n)])
     return float(reached.mean()) if n <= 16 else float((reached.sum() + 1)/(len(reached) + 1))
 
 def paired_test(
@@ -32,7 +40,7 @@ def paired_test(
     confidence: float=.95, # Of the interval
 ) -> dict: # difference, ci_low, ci_high, t, p, d_z, p_sign_flip; NaN where the differences do not vary or there is one seed
     "Paired t-test with interval, effect size and an exact test beside it."
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    a, b = as_numpy(a), as_numpy(b)
     if a.shape != b.shape or a.ndim != 1: raise ValueError(f'pairs need two equally long vectors, got shapes {a.shape} and {b.shape}')
     d = a - b
     out = dict(difference=d.mean(), ci_low=np.nan, ci_high=np.nan, t=np.nan, p=np.nan, d_z=np.nan, p_sign_flip=sign_flip_p(d))
@@ -47,7 +55,7 @@ def adjust_p(
     method: str='holm', # 'bonferroni', 'holm', 'bh' or 'by'
 ) -> np.ndarray: # Adjusted p values of the same shape, NaN where p is; ValueError for an unknown method or p outside [0, 1]
     "p values corrected for all tests of a family."
-    p = np.asarray(p, dtype=float)
+    p = as_numpy(p)
     tested = p[~np.isnan(p)]
     if ((tested < 0) | (tested > 1)).any(): raise ValueError(f'p values lie in [0, 1], got {tested.min():.3g} to {tested.max():.3g}')
     m, order, found = len(tested), np.argsort(tested, kind='stable'), np.empty(len(tested))
@@ -117,7 +125,7 @@ def paired_over_stimuli(
     random_state: int=0, # Of the draws
 ) -> dict: # difference, se, ci_low, ci_high, p, p_sign_flip, n_stimuli, n_groups; ValueError for unequal shapes, NaN, or fewer than 7 groups
     "Paired bootstrap over test stimuli, with a sign-flip test beside it."
-    a, b = (np.atleast_2d(np.asarray(o, dtype=float)) for o in (a, b))
+    a, b = (np.atleast_2d(as_numpy(o)) for o in (a, b))
     if a.shape != b.shape: raise ValueError(f'pairs need the same stimuli (and seeds) on both sides, got shapes {a.shape} and {b.shape}')
     d = (a - b).mean(0)
     if not np.isfinite(d).all(): raise ValueError(f'{(~np.isfinite(d)).sum()} of {len(d)} stimuli have a NaN or infinite difference: leave them out on both sides')
@@ -131,7 +139,7 @@ def crossed_test(
     confidence: float=.95, # Of the interval
 ) -> dict: # difference, se, ci_low, ci_high, df, p (two-sided); NaN but for the difference where nothing varies; ValueError for another shape
     "Test of a mean difference with seeds and stimuli as crossed random factors."
-    d = np.asarray(d, dtype=float)
+    d = as_numpy(d)
     if d.ndim != 2 or min(d.shape) < 2: raise ValueError(f'differences are (n_seeds, n_stimuli), at least 2 of each, got shape {d.shape}')
     (m, s), mean = d.shape, d.mean()
     by_m, by_s = d.mean(1) - mean, d.mean(0) - mean

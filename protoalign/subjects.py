@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from .clusters import cluster_means
+from .data import off_torch
 from .joint import balance_scale, _direction
 from .reduce import fit_pca, variance_kept
 
@@ -139,8 +140,8 @@ def _by_name(Y):
 @patch
 def _checked(self:SubjectPrototypes, X, Y):
     "Activations, responses and seen stimuli by subject."
-    X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
-    Y = {s: check_array(y, dtype=[np.float64, np.float32], ensure_all_finite='allow-nan', input_name=f'Y[{s!r}]') for s, y in _by_name(Y).items()}
+    X = validate_data(self, off_torch(X), dtype=[np.float64, np.float32], ensure_min_samples=2)
+    Y = {s: check_array(off_torch(y), dtype=[np.float64, np.float32], ensure_all_finite='allow-nan', input_name=f'Y[{s!r}]') for s, y in _by_name(Y).items()}
     wrong = {s: y.shape for s, y in Y.items() if len(y) != len(X)}
     if wrong: raise ValueError(f'rows must be the same stimuli everywhere: activations {X.shape}, but {wrong}')
     seen = {s: seen_rows(y, s) for s, y in Y.items()}

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .data import as_numpy
 from .library import PrototypeLibrary
+from .maps import plot_map
 
 # %% ../nbs/36_views.ipynb #bdb5de54
 class MapCoordinates(NamedTuple):
@@ -25,8 +27,8 @@ class MapCoordinates(NamedTuple):
 def _space(lib, X, Y):
     "Prototypes, and stimuli or None, in the space that the given sides allow."
     if X is not None and Y is not None: return lib.centroids, lib.joint_vectors(X, Y)
-    if X is not None: return lib.p_z, (np.asarray(X, dtype=float) - lib.mean_z) @ lib.components_z.T
-    if Y is not None: return lib.p_r, (np.asarray(Y, dtype=float) - lib.mean_r) @ lib.components_r.T
+    if X is not None: return lib.p_z, (as_numpy(X) - lib.mean_z) @ lib.components_z.T
+    if Y is not None: return lib.p_r, (as_numpy(Y) - lib.mean_r) @ lib.components_r.T
     return (lib.p_z if lib.centroids is None else lib.centroids), None
 
 def map_coordinates(
@@ -64,64 +66,13 @@ def prototype_map(
     return ax
 
 # %% ../nbs/36_views.ipynb #2727f01a
-def _glass(values, top, mask, view):
-    import matplotlib.pyplot as plt
-    from nilearn import datasets, plotting
-    from protoalign.fmri import to_image
-    image, fig = to_image(values, mask), plt.figure(figsize=(6.4, 2.4))
-    if view == 'glass': plotting.plot_glass_brain(image, figure=fig, display_mode='lyrz', plot_abs=False, cmap='RdBu_r', threshold=0, vmin=-top, vmax=top, symmetric_cbar=True, colorbar=True)
-    else:
-        plotting.plot_stat_map(image, bg_img=datasets.load_mni152_template(resolution=3), threshold=top*1e-6, figure=fig, display_mode='mosaic', cut_coords=6, cmap='RdBu_r',
-                               vmin=-top, vmax=top, symmetric_cbar=True, black_bg=False, annotate=False)
-    return fig
-
-def _surface(values, top, mask):
-    "Both hemispheres from the side, on the fsaverage5 that nilearn brings along."
-    import matplotlib.pyplot as plt
-    from nilearn import datasets, plotting, surface
-    from protoalign.fmri import to_image
-    image, mesh = to_image(values, mask), datasets.fetch_surf_fsaverage('fsaverage5')
-    fig, axes = plt.subplots(1, 2, figsize=(6.4, 2.6), subplot_kw=dict(projection='3d'))
-    for ax, side in zip(axes, ('left', 'right')):
-        there = surface.vol_to_surf(image, mesh[f'pial_{side}'])
-        plotting.plot_surf_stat_map(mesh[f'infl_{side}'], there, hemi=side, view='lateral', bg_map=mesh[f'sulc_{side}'], axes=ax, figure=fig, colorbar=side == 'right', threshold=top*1e-6, bg_on_data=False, cmap='RdBu_r', vmin=-top, vmax=top)
-    return fig
-
-def _scatter(values, top, features):
-    import matplotlib.pyplot as plt
-    order, span = np.argsort(np.abs(values), kind='stable'), {c: np.ptp(features[c]) + 20 for c in 'xyz'}
-    fig, axes = plt.subplots(1, 3, figsize=(6.4, 2.4), layout='constrained', width_ratios=[span['y'], span['x'], span['x']])
-    for ax, (x, y, title) in zip(axes, (('y', 'z', 'from the side'), ('x', 'z', 'from behind'), ('x', 'y', 'from above'))):
-        drawn = ax.scatter(features[x].iloc[order], features[y].iloc[order], c=values[order], s=26, cmap='RdBu_r', vmin=-top, vmax=top, ec='0.4', lw=.5)
-        ax.set(xlabel=f'{x} (mm)', ylabel=f'{y} (mm)', title=title, aspect='equal')
-        ax.title.set_fontsize(9)
-    fig.colorbar(drawn, ax=axes, label='response', extend='both', shrink=.8)
-    return fig
-
-def _bars(values, top, features, most=100):
-    import matplotlib.pyplot as plt
-    shown = np.arange(len(values)) if len(values) <= most else np.sort(np.argsort(-np.abs(values), kind='stable')[:30])
-    texts = [c for c in (() if features is None else features) if not pd.api.types.is_numeric_dtype(features[c])]
-    fig, ax = plt.subplots(figsize=(6.4, 1.9), layout='constrained')
-    ax.bar(range(len(shown)), values[shown], color=np.where(values[shown] > 0, 'C1', 'C0'))
-    ax.axhline(0, color='0.4', lw=.8)
-    ax.set(ylim=(-top, top), ylabel='response', xlabel='feature, in the order of the recording' if len(shown) == len(values) else f'the {len(shown)} of {len(values)} features that differ most')
-    if len(shown) <= 40: ax.set_xticks(range(len(shown)), features[texts[0]].iloc[shown] if texts else shown, rotation=90, fontsize=6)
-    return fig
-
 def plot_brain(
     lib: PrototypeLibrary, # Library
     k: int, # Prototype
     features: pd.DataFrame=None, # What each feature is, n_features rows (`Responses.features`); with x, y, z in mm for a scatter
     mask=None, # Mask or region that gave the voxels, see `fmri.to_image`
-    view: str='glass', # With a mask, which lies in MNI space: 'glass', 'mosaic' (slices over the MNI template) or 'surface' (fsaverage5)
+    view: str='glass', # With a mask, as in `maps.plot_map`: 'glass', 'mosaic' or 'surface'
 ): # matplotlib figure; ValueError where mask or table do not fit the library
     "What the brain says to a prototype, where it says it."
     patterns = lib.brain_patterns()
-    top, values = float(np.abs(patterns).max()) or 1., patterns[k]
-    strong = float(np.percentile(np.abs(patterns), 98)) or top
-    if view not in ('glass', 'mosaic', 'surface'): raise ValueError(f"view is 'glass', 'mosaic' or 'surface', got {view!r}")
-    if features is not None and len(features) != len(values): raise ValueError(f'the table of features has {len(features)} rows, the library {len(values)} features')
-    if mask is not None: return _surface(values, strong, mask) if view == 'surface' else _glass(values, strong, mask, view)
-    located = features is not None and {'x', 'y', 'z'} <= set(features) and not features[['x', 'y', 'z']].isna().any().any()
-    return _scatter(values, strong, features) if located else _bars(values, top, features)
+    return plot_map(patterns[k], features, mask, view, 'response', signed=True, of=patterns)

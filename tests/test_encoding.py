@@ -303,6 +303,29 @@ def test_partition_of_copies(model, options):
     assert np.allclose(found.parts['one & two'], found.r2['one'], atol=.02) and np.allclose(found.parts.sum(axis=1), found.r2['one & two'])
 
 
+@pytest.mark.parametrize('model, options', [('ridge', {}), ('banded', dict(splits=5))])
+def test_partition_keeps_groups_together(model, options):
+    "Groups and seed say which folds choose the penalties, the same ones for both models; here they are made by hand."
+    pytest.importorskip('himalaya')
+    from protoalign.banded import fit_banded, predict_banded, variance_partition
+    spaces, y = spaces_of(160)
+    groups = np.random.default_rng(0).permutation(np.arange(120)//4)
+    y[:120] += 20*np.random.default_rng(1).normal(size=(30, y.shape[1]))[groups]
+    train, test = [({k: x[half] for k, x in spaces.items()}, y[half]) for half in (slice(0, 120), slice(120, 160))]
+    def by_hand(folds, seed):
+        if model == 'ridge': return encoding_score(np.hstack(list(train[0].values())), train[1], np.hstack(list(test[0].values())), test[1], cv=folds).r2
+        fitted = fit_banded(*train, cv=folds, seed=seed, **options)
+        return prediction_scores(test[1], fitted.y_mean + sum(predict_banded(fitted, test[0]).values()), fitted.y_mean)[0]
+    found = {seed: variance_partition(*train, *test, model=model, groups=groups, seed=seed, **options).r2.iloc[:, -1] for seed in (0, 1)}
+    for seed, r2 in found.items():
+        assert np.allclose(r2, by_hand(list(GroupKFold(5, shuffle=True, random_state=seed).split(groups, groups=groups)), seed), atol=1e-10)
+    blind = variance_partition(*train, *test, model=model, **options).r2.iloc[:, -1]
+    assert not np.allclose(blind, found[0]) and not np.allclose(found[0], found[1])
+    numbered = variance_partition(*train, *test, model=model, cv=3, seed=4, **options).r2.iloc[:, -1]
+    assert np.allclose(numbered, by_hand(list(KFold(3, shuffle=True, random_state=4).split(groups)), 4), atol=1e-10)
+    with pytest.raises(ValueError, match='119 content groups for 120 training stimuli'): variance_partition(*train, *test, model=model, groups=groups[1:], **options)
+
+
 def test_product_split_is_himalayas():
     scoring = pytest.importorskip('himalaya.scoring')
     from protoalign.banded import product_split

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from scipy.spatial.distance import squareform
 from statsmodels.stats.multitest import multipletests
 
 from conftest import ROOT
@@ -14,8 +15,9 @@ from protoalign.bootstrap import bootstrap_counts, bootstrap_rsa, bootstrap_scor
 from protoalign.calibration import CHECKS, binomial_limit, calibrate
 from protoalign.cka import linear_cka
 from protoalign.inference import exact_p, permutation_cka, permutation_encoding, permutation_rsa, permutation_test, rdm_stack, reindexed_scores, stimulus_orders, u_centred
+from protoalign.ranks import rho_a, tau_a
 from protoalign.rsa import rdm, rsa
-from protoalign.stats import adjust_p, compare_arms, crossed_test, paired_over_stimuli
+from protoalign.stats import _sign_patterns, adjust_p, compare_arms, crossed_test, paired_over_stimuli, sign_flip_p
 
 
 @pytest.fixture
@@ -246,3 +248,60 @@ def test_speed_table_meets_its_aim():
     table = pd.read_csv(ROOT/'nbs'/'results'/'bootstrap_speed.csv')
     assert (table.largest_difference < 1e-10).all() and (table.n_draws == 1000).all()
     assert (table[table.what != 'protoalign'].ratio >= 30).all()
+
+
+def test_signs_by_blocks(rng):
+    "Blocks are the same patterns as all at once, and need little memory."
+    import tracemalloc
+    for n in (1, 5, 16, 17, 40):
+        d = rng.normal(size=n) + .3
+        signs = 1 - 2*((np.arange(2**n)[:, None] >> np.arange(n)) & 1 if n <= 16 else np.random.default_rng(0).integers(2, size=(2**16, n)))
+        reached = np.abs(signs @ d) >= abs(d.sum()) - 1e-12*np.abs(d).sum()
+        assert sign_flip_p(d) == (reached.mean() if n <= 16 else (reached.sum() + 1)/(2**16 + 1))
+        np.testing.assert_array_equal(np.concatenate(list(_sign_patterns(n, 3*n + 1))), (1 - signs)//2)
+    tracemalloc.start()
+    sign_flip_p(rng.normal(size=2000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e8
+
+
+def cells(o, method): return np.round(5*rdm(o, 'euclidean')) if method in ('rho-a', 'tau-a') else rdm(o, 'sqeuclidean')
+
+
+@pytest.mark.parametrize('method', ['spearman', 'rho-a', 'tau-a', 'pearson', 'cosine', 'whitened-pearson', 'whitened-cosine'])
+@pytest.mark.parametrize('groups', [None, np.arange(12)//2])
+def test_every_comparison_is_that_of_rsa(rng, method, groups):
+    "Reordered and resampled by hand, with `rsa` for the score."
+    x, y = rng.normal(size=(2, 12, 4)), rng.normal(size=(3, 12, 4))
+    models, people = ([cells(o, method) for o in side] for side in (x, y))
+    found, (i, j) = permutation_rsa(models, people, 9, groups, method=method), np.triu_indices(12, 1)
+    for o, scores in zip(stimulus_orders(12, 9, groups), np.vstack([found.table.score, found.null])):
+        moved = [squareform(d)[np.ix_(o, o)][i, j] for d in people]
+        np.testing.assert_allclose(scores, [np.mean([rsa(m, d, method) for d in moved]) for m in models], atol=1e-10)
+    each = np.array([[rsa(m, d, method) for d in people] for m in models])
+    over_people = bootstrap_rsa(models, people, 'subjects', 50, method=method)
+    np.testing.assert_allclose(over_people.table.score, each.mean(1), atol=1e-10)
+    np.testing.assert_allclose(over_people.draws, over_people.subject_counts/3 @ each.T, atol=1e-10)
+    if 'whitened' in method:
+        with pytest.raises(ValueError, match="jackknife_score.*'spearman', 'rho-a', 'tau-a', 'pearson' or 'cosine'"): bootstrap_rsa(models, people, n_draws=5, method=method)
+        return
+    if groups is not None: groups = np.r_[np.arange(10), 9, 9]
+    drawn = bootstrap_rsa(models, people, n_draws=6, groups=groups, method=method)
+    for c, scores in zip(drawn.counts, drawn.draws):
+        times = c[i]*c[j] if groups is None else np.where(groups[i] == groups[j], c[i], c[i]*c[j])
+        compare = {'rho-a': rho_a, 'tau-a': tau_a}.get(method, lambda a, b: compare_values(a, b, method))
+        np.testing.assert_allclose(scores, [np.mean([compare(np.repeat(m, times), np.repeat(d, times)) for d in people]) for m in models], atol=1e-10)
+
+
+def compare_values(a, b, method):
+    if method == 'spearman': return stats.spearmanr(a, b).statistic
+    return stats.pearsonr(a, b).statistic if method == 'pearson' else a @ b/np.sqrt((a @ a)*(b @ b))
+
+
+@pytest.mark.parametrize('method', ['rho-a', 'tau-a', 'whitened-pearson', 'whitened-cosine'])
+def test_a_model_that_says_nothing_has_no_score(rng, method):
+    flat, y = np.full(45, 0. if method == 'whitened-cosine' else .3), rng.normal(size=(10, 3))
+    for test in (permutation_rsa, lambda *o, **about: bootstrap_rsa(o[0], [o[1]]*2, 'subjects', 20, **about)):
+        with pytest.warns(UserWarning, match='do not vary'): found = test({'flat': flat, 'y': rdm(y)}, y, method=method)
+        assert np.isnan(found.table.score[0]) and found.table.score[1] == pytest.approx(1)

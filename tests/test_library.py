@@ -560,6 +560,44 @@ def test_brain_maps_from_a_mask(view):
     with pytest.raises(ValueError, match='view is'): plot_brain(library(), 0, view='inside')
 
 
+@pytest.mark.parametrize('signed', [False, True])
+@pytest.mark.parametrize('view', ['glass', 'mosaic', 'surface'])
+def test_map_of_scores(view, signed):
+    "Labelled, from zero where scores are not signed, with holes; what lies below zero is drawn, what is NaN is not."
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    from nibabel import Nifti1Image
+    from protoalign.maps import _filled, plot_map
+    cubes, values = np.zeros((20, 24, 20), np.int8), np.linspace(-.1, .4, 90)
+    cubes[3:8, 10:13, 7:13], values[::7] = 1, np.nan
+    fig = plot_map(values, mask=Nifti1Image(cubes, np.array([[8., 0, 0, -76], [0, 8, 0, -108], [0, 0, 8, -64], [0, 0, 0, 1]])), view=view, label='r', signed=signed)
+    low, high = fig.axes[-1].get_ylim()
+    assert fig.axes[-1].get_ylabel() == 'r' and low == (-high if signed else 0) and high == pytest.approx(np.nanpercentile(np.abs(values), 98))
+    plt.close('all')
+    drawn = _filled(values, .4, signed)
+    assert (drawn[np.isnan(values)] == 0).all() and (np.abs(drawn[np.isfinite(values)]) > 1e-5*.4).all()
+
+
+def test_map_on_its_own_mesh():
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    from nilearn.datasets import load_fsaverage
+    from nilearn.surface import SurfaceImage
+    from protoalign.fmri import voxel_table
+    from protoalign.maps import _on_surface, plot_map
+    mesh = load_fsaverage('fsaverage5')['inflated']
+    mask = SurfaceImage(mesh, {side: (mesh.parts[side].coordinates[:, 2] > 0).astype(np.int8) for side in ('left', 'right')})
+    where = voxel_table(mask)
+    values = (where.z/where.z.max()).to_numpy().copy()
+    values[:50] = np.nan
+    drawn = np.concatenate([np.asarray(o[1])[np.asarray(mask.data.parts[side]).ravel() > 0] for side, o in _on_surface(values, 1., mask, True).items()])
+    np.testing.assert_allclose(drawn, values, rtol=1e-6)
+    assert plot_map(values, mask=mask, label='height').axes[-1].get_ylabel() == 'height'
+    plt.close('all')
+
+
 def test_map_without_sides_and_in_one_dimension():
     from protoalign.views import map_coordinates
     x, y, _, _ = world()

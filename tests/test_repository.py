@@ -10,7 +10,7 @@ from conftest import ROOT
 
 MODULES = sorted(p for p in (ROOT/'protoalign').glob('*.py') if not p.name.startswith('_'))
 LIBRARY_NOTEBOOKS = sorted((ROOT/'nbs').glob('[0-9]*_*.ipynb'))
-MEASURES = 'style', 'sources', 'data', 'datasets', 'image_sets', 'sound_sets', 'quality', 'fmri', 'bids', 'nsd', 'nsd_simulated', 'meeg', 'files', 'noise', 'ranks', 'rsa', 'cka', 'crossnobis', 'ridge', 'rsa_models', 'searchlight', 'shape', 'encoding', 'banded', 'behaviour', 'dimensionality', 'inference', 'bootstrap', 'stats', 'calibration', 'planted', 'controls', 'prototype_alignment', 'registry', 'scores', 'artefacts', 'layer_sweep', 'reduce', 'clusters', 'joint', 'subjects', 'library', 'score', 'choose_k', 'sharedness', 'naming', 'views', 'atlas', 'compare', 'share', 'human_study', 'cli'
+MEASURES = 'style', 'sources', 'data', 'datasets', 'image_sets', 'sound_sets', 'quality', 'fmri', 'bids', 'maps', 'nsd', 'nsd_simulated', 'meeg', 'files', 'noise', 'ranks', 'rsa', 'cka', 'crossnobis', 'ridge', 'rsa_models', 'searchlight', 'shape', 'encoding', 'banded', 'behaviour', 'dimensionality', 'inference', 'bootstrap', 'stats', 'calibration', 'planted', 'controls', 'prototype_alignment', 'registry', 'scores', 'artefacts', 'layer_sweep', 'reduce', 'clusters', 'joint', 'subjects', 'library', 'score', 'choose_k', 'sharedness', 'naming', 'views', 'atlas', 'compare', 'share', 'human_study', 'cli'
 
 
 def cells(path, kind='code'): return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == kind]

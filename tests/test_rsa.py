@@ -65,6 +65,27 @@ def test_ranks_of_awkward_floats():
     np.testing.assert_array_equal(ranks(np.repeat(v, 2)[::2]), rankdata(v))
 
 
+def test_memory_of_ranks(monkeypatch):
+    "Beside the values: their order and their ranks, 12 bytes, one mark, and a block."
+    import tracemalloc
+    monkeypatch.setattr(ranks_page, '_BLOCK', 1 << 15)
+    rng, n = np.random.default_rng(0), 1 << 21
+    for v in (rng.normal(size=n), rng.integers(0, 5, n).astype(float)):
+        tracemalloc.start()
+        found = ranks_page._double_ranks(v)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert np.array_equal(found, 2*rankdata(v)) and peak < (15 if len(np.unique(v)) > 5 else 22)*n
+
+
+@pytest.mark.parametrize('levels', [1, 2, 7, 1000])
+def test_runs_of_ties_longer_than_a_block(levels, monkeypatch):
+    monkeypatch.setattr(ranks_page, '_BLOCK', 16)
+    for seed, dtype in enumerate((float, np.float32, np.int8, np.int64)):
+        v = np.random.default_rng(seed).integers(0, min(levels, 100), 200).astype(dtype)
+        assert np.array_equal(ranks(v), rankdata(v))
+
+
 def test_spearman_of_many_float32_cells():
     "Sums in 32 bits would overflow; distances near 1 tie heavily."
     rng = np.random.default_rng(0)
