@@ -8,6 +8,8 @@ Docs: https://protoalign.github.io/protoalign/maps.html.md"""
 __all__ = ['plot_map']
 
 # %% ../nbs/16_maps.ipynb #72e78985
+import warnings
+
 import numpy as np
 import pandas as pd
 
@@ -27,16 +29,26 @@ def _filled(values, top, signed):
     "NaN becomes 0, which is left blank; of scores, what is at or below 0 becomes as little as can be seen."
     return np.nan_to_num(values) if signed else np.where(np.isnan(values), 0, np.maximum(values, 1e-4*top))
 
+def _over_midline(image):
+    "The image with empty slices to beyond x = 0, where nilearn parts the hemispheres of a glass brain: without, it shows a region of one hemisphere in both."
+    from nibabel import Nifti1Image
+    from nilearn.image import reorder_img
+    image = reorder_img(image, resample='nearest')
+    affine, x = image.affine.copy(), image.affine[0, 3] + image.affine[0, 0]*np.array([0, image.shape[0] - 1])
+    before, after = (max(0, int(np.ceil(o/affine[0, 0])) + 1) for o in (x[0], -x[1]))
+    affine[0, 3] -= before*affine[0, 0]
+    return Nifti1Image(np.pad(image.get_fdata(), [(before, after), (0, 0), (0, 0)]), affine)
+
 def _slices(values, top, mask, view, signed, label):
     import matplotlib.pyplot as plt
     from nilearn import datasets, plotting
     image, fig = to_image(_filled(values, top, signed), mask), plt.figure(figsize=(6.4, 2.4))
-    about = dict(figure=fig, axes=(0, 0, .88, 1), colorbar=False, resampling_interpolation='nearest', threshold=1e-5*top, **_colours(top, signed))
-    if view == 'glass': plotting.plot_glass_brain(image, display_mode='lyrz', plot_abs=False, alpha=1, symmetric_cbar=signed, **about)
+    about = dict(figure=fig, axes=(0, 0, .84, 1), colorbar=False, resampling_interpolation='nearest', threshold=1e-5*top, **_colours(top, signed))
+    if view == 'glass': plotting.plot_glass_brain(_over_midline(image), display_mode='lyrz', plot_abs=False, alpha=1, symmetric_cbar=signed, **about)
     else:
         plotting.plot_stat_map(image, bg_img=datasets.load_mni152_template(resolution=3), display_mode='mosaic', cut_coords=6, symmetric_cbar=signed,
                                black_bg=False, annotate=False, **about)
-    _bar(fig, top, signed, label, cax=fig.add_axes((.9, .15, .015, .7)))
+    _bar(fig, top, signed, label, cax=fig.add_axes((.86, .15, .015, .7)))
     return fig
 
 # %% ../nbs/16_maps.ipynb #da2102e4
@@ -57,9 +69,11 @@ def _surface(values, top, mask, signed, label):
     from nilearn import plotting
     fig = plt.figure(figsize=(6.4, 2.6))
     for i, (side, (mesh, there, shading)) in enumerate(_on_surface(values, top, mask, signed).items()):
-        ax = fig.add_axes((.44*i, 0, .44, 1), projection='3d')
-        plotting.plot_surf_stat_map(mesh, there, hemi=side, view='lateral', bg_map=shading, axes=ax, figure=fig, colorbar=False, bg_on_data=False, symmetric_cbar=signed, **_colours(top, signed))
-    _bar(fig, top, signed, label, cax=fig.add_axes((.9, .15, .015, .7)))
+        ax = fig.add_axes((.42*i, 0, .42, 1), projection='3d')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', RuntimeWarning) # of nilearn, about a hemisphere where nothing was measured
+            plotting.plot_surf_stat_map(mesh, there, hemi=side, view='lateral', bg_map=shading, axes=ax, figure=fig, colorbar=False, bg_on_data=False, symmetric_cbar=signed, **_colours(top, signed))
+    _bar(fig, top, signed, label, cax=fig.add_axes((.86, .15, .015, .7)))
     return fig
 
 def _scatter(values, top, features, signed, label):
