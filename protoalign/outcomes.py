@@ -49,7 +49,7 @@ def main_rows(
     "The rows that compare arms: not those of a sweep."
     lam = results['arm'].map({a: arm_lam(a, config.settings) for a in set(results['arm'])}).astype(float)
     at_lam = results['lam'].isna() | np.isclose(results['lam'].astype(float), lam)
-    main = (results['role'] == 'main') & (results['chosen'].astype(bool) | at_lam)
+    main = results['role'].isin(['main', None, np.nan]) & (results['chosen'].isin([True]) | at_lam)
     return results[main & (results['split'] == split) & results['layer'].isin([layer or config.settings.layer, ''])]
 
 def sharing(
