@@ -77,10 +77,10 @@ def brain_groups(
 def score_rows(
     measured: Measured, # What the network did
     data: SeedData, # Data of the seed
-    config: Config, # Configuration
+    groups: BrainGroups, # From `brain_groups`
 ) -> list: # Dictionaries with layer, split, metric, n and value
     "Every layer and the task, on the validation and test parts that are there."
-    y_train, groups, rows = data.parts['train'][1], brain_groups(data, config), []
+    y_train, rows = data.parts['train'][1], []
     for layer, x_train in measured.acts['train'].items():
         held_out = {part: (measured.acts[part][layer], y) for part, (_, y) in data.parts.items() if part != 'train'}
         scores = score_layer(x_train, y_train, held_out, rotated=data.rotated, groups=groups, content_groups=data.groups['train'])
@@ -99,14 +99,15 @@ def keep_artefact(
     path, # File to write, .npz
     measured: Measured, # What the network did
     data: SeedData, # Data of the seed
-    config: Config, # Configuration
+    groups: BrainGroups, # From `brain_groups`
+    layer: str, # The trained layer
 ): # The file, or None where fewer than `MIN_STIMULI` stimuli are tested
     "Write down the test, stimulus by stimulus, at the trained layer."
-    layer, (y_train, y) = config.settings.layer, (data.parts[part][1] for part in ('train', 'test'))
+    y_train, y = (data.parts[part][1] for part in ('train', 'test'))
     if len(y) < MIN_STIMULI: return None
     x_train, x = (measured.acts[part][layer] for part in ('train', 'test'))
     model = fit_encoding(x_train.astype(float), y_train.astype(float), **penalty_folds(data.groups['train']))
-    scores = stimulus_scores(x_train, y_train, x, y, data.rotated, brain_groups(data, config), model=model)
+    scores = stimulus_scores(x_train, y_train, x, y, data.rotated, groups, model=model)
     own = data.ids['test'] if data.task.rows is not None else None
     return save_artefact(path, scores, data.ids['test'], data.groups['test'], measured.hits.get('test'), own, activations=x)
 
@@ -167,12 +168,13 @@ def run_cell(
     if checkpoint: kept.parent.mkdir(exist_ok=True)
     trained = train_arm(cell.arm, start, data.task, data.stimuli, settings, cell.seed, _provenance(config, source), [Checkpoint(kept)] if checkpoint else [])
     _check_finite(trained.model, cell.name)
-    measured, n_classes = measure(trained.model, data, config), None if data.stimuli.labels is None else len(np.unique(data.stimuli.labels))
+    measured, groups = measure(trained.model, data, config), brain_groups(data, config)
     if cell.role != 'trial':
         _keep(trained, out/'libraries', cell.name)
-        keep_artefact(artefact_path(out, cell), measured, data, config)
+        keep_artefact(artefact_path(out, cell), measured, data, groups, config.settings.layer)
+    n_classes = None if data.stimuli.labels is None else len(np.unique(data.stimuli.labels))
     common = _about(config, cell, settings, target_name(config, source), n_classes)
-    write_table(pd.DataFrame([{**common, **row} for row in score_rows(measured, data, config)], columns=COLUMNS), path)
+    write_table(pd.DataFrame([{**common, **row} for row in score_rows(measured, data, groups)], columns=COLUMNS), path)
     kept.unlink(missing_ok=True)
     return path
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .arms import train_arm
-from .cell import cell_path, measure, score_rows
+from .cell import brain_groups, cell_path, measure, score_rows
 from .config import Cell, Config, seeds
 from .grid import planned
 from .networks import backbone
@@ -55,7 +55,7 @@ def time_batches(
     _line(data, model, 'vanilla', config.settings, (1, 2))
     x, y = data.task.x_val[:256], data.task.y_val[:256]
     no_task = replace(data, task=replace(data.task, **{f'{o}_{part}': getattr(data.task, f'{o}_{part}')[:0] for o in 'xy' for part in ('val', 'test')}))
-    return dict(vanilla=_line(data, model, 'vanilla', config.settings), proto=_line(data, model, 'protoalign', config.settings), score=_seconds(lambda: score_rows(measure(model, no_task, config), no_task, config)),
+    return dict(vanilla=_line(data, model, 'vanilla', config.settings), proto=_line(data, model, 'protoalign', config.settings), score=_seconds(lambda: score_rows(measure(model, no_task, config), no_task, brain_groups(no_task, config))),
                 image=_seconds(task_accuracy, model, x, y)/len(y), memory=peak_memory(), n_train=len(data.task.y_train), n_held_out=len(data.task.y_val) + len(data.task.y_test), n_val=len(data.task.y_val))
 
 # %% ../nbs/60_estimate.ipynb #0dd2cf87

@@ -31,8 +31,10 @@ def test_notebook_on_real_data(path): run_notebook(path, '--flags', 'realdata')
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_outputs_are_fit_to_keep(path):
-    "Saved outputs: no errors, no warnings, no paths of somebody's machine."
-    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+    "Saved outputs: no errors, no warnings, no paths of somebody's machine, no state of progress bars."
+    page = json.loads(path.read_text(encoding='utf-8'))
+    assert 'widgets' not in page['metadata']
+    for cell in page['cells']:
         for out in cell.get('outputs', []):
             text = ''.join(out.get('text', [])) + ''.join(out.get('data', {}).get('text/plain', []))
             assert out['output_type'] != 'error', text
