@@ -117,7 +117,7 @@ def train_arm(
     model, two_streams, s = deepcopy(start), task.rows is None, settings
     n_units = extract(model, s.layer, stimuli.x[:1], s.grid)[s.layer].shape[1] if arm in OBJECTIVE_ARMS else None
     own = arm_callbacks(arm, stimuli, s, seed, two_streams, n_units, provenance)
-    if arm != 'untuned': fit(model, task, s.epochs, s.lr, seed, s.batch_size, bool(own) and not two_streams, [*own, *cbs], f'{arm}, seed {seed}', s.precision)
+    if arm != 'untuned': fit(model, task, s.epochs, s.lr, seed, s.batch_size, bool(own) and not two_streams, [*own, *cbs], f'{arm}, seed {seed}', s.precision, validate=False)
     if not own: return Trained(model, None, pd.DataFrame(), pd.DataFrame())
     loss, refresh = own
     means = [np.mean(e) if e else np.nan for e in loss.losses]

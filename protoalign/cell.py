@@ -42,10 +42,10 @@ def start_model(
 ) -> torch.nn.Module: # The network from which all arms of the seed start
     "Published weights, or weights trained on the task alone once for each seed."
     net = backbone(config.backbone)
-    with no_random(seed): model = net.make(data_dir)
+    with no_random(seed): model = net.make(data_dir).to(memory_format=torch.channels_last)
     if net.pretrained: return model
     if not Path(path).exists():
-        if config.pretrain_epochs: fit(model, data.task, config.pretrain_epochs, config.pretrain_lr, seed, config.settings.batch_size, text=f'task alone, seed {seed}', precision=config.settings.precision)
+        if config.pretrain_epochs: fit(model, data.task, config.pretrain_epochs, config.pretrain_lr, seed, config.settings.batch_size, text=f'task alone, seed {seed}', precision=config.settings.precision, validate=False)
         with atomic_write(path) as p: save_file({k: v.contiguous() for k, v in model.cpu().state_dict().items()}, p)
     model.load_state_dict(load_file(path))
     return model

@@ -52,7 +52,7 @@ PRESETS = {
     'macaque-v4': _V4,
     'vision-v4': replace(_V4, arms=_ARMS, n_seeds=5, sweep=(.1, .25, 1.)),
     'vision-it': Config('objects92', {'region': 'IT'}, task='cifar10h', backbone='efficientnet-lite0-10', arms=(*_ARMS, 'labels'), stimulus_size=64, task_size=64, task_images=5000,
-                        pretrain_epochs=3, pretrain_lr=.002, folds=5, tune={'K': [5, 10], 'lam': [.1, .5]}, settings=Settings('_blocks.10', grid=2, epochs=3, lr=.001, K=10, stimulus_batch=32)),
+                        pretrain_epochs=3, pretrain_lr=.002, folds=5, tune={'K': [5, 10], 'lam': [.1, .5]}, settings=Settings('_blocks.10', grid=2, epochs=3, lr=.001, K=10, stimulus_batch=32, stimulus_each=4)),
     'nsd-imagenet': Config('nsd', {'subject': 'subj01', 'roi': 'nsdgeneral', 'size': 128}, task='imagenet', task_options={'size': 128, 'per_class': 20}, backbone='efficientnet-lite0', arms=_ARMS,
                            sweep=(.1, .25, 1.), task_images=20_000, settings=Settings('_blocks.10', grid=2, epochs=3, lr=.001)),
 }
