@@ -157,7 +157,8 @@ def _time(seconds):
 
 def _dry_run(config, args, out, jobs):
     "The cells, their time and memory."
-    from protoalign.experiment import check, estimate
+    from protoalign.check import check
+    from protoalign.estimate import estimate
     table = estimate(config, check(config, args.data_dir), out, args.data_dir)
     if args.json: return print(table.to_json(orient='records', lines=True), end='')
     total, longest = table['seconds'].sum(), table['seconds'].max()
@@ -169,7 +170,9 @@ def _noted(message, *rest, **more): print(f'protoalign: note: {message}', file=s
 
 def _run(args):
     import warnings
-    from protoalign.experiment import CellsFailed, cells, read_results, run
+    from protoalign.config import cells
+    from protoalign.directory import read_results
+    from protoalign.experiment import CellsFailed, run
     config, named = run_config(args), args.experiment or args.config or args.preset
     out = Path(args.out or '-'.join(['runs/' + _base(args)[0], *([] if named else map(str, config.options.values()))]))
     jobs, failed = args.jobs or _auto_jobs(len(cells(config))), None

@@ -10,7 +10,6 @@ __all__ = ['ALPHA', 'MIN_DELTA_R2', 'MAX_TASK_LOSS', 'MIN_LABELLING', 'MIN_DOSES
            'outcomes', 'Run', 'read_run', 'judge_run']
 
 # %% ../nbs/60_outcomes.ipynb #3d2211f3
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from .arms import arm_lam
 from .artefacts import compare_over_stimuli, load_artefact, stimulus_table
 from .cell import artefact_path, cell_path
 from .config import Config, cells, main_cell, seeds
-from .experiment import gather
+from .directory import gather, run_config
 from .files import atomic_write
 from .human_study import summarise_study
 from .stats import compare_arms, paired_test, smallest_detectable
@@ -226,8 +225,7 @@ def read_run(
 ) -> Run: # ValueError for a directory that holds no run, or no finished cell
     "Configuration, results and artefacts."
     out = Path(out)
-    if not (out/'config.json').exists(): raise ValueError(f'{out} holds no protoalign run: there is no config.json')
-    config = Config(**json.loads((out/'config.json').read_text()))
+    config = run_config(out)
     main = [main_cell(config, arm, seed) for seed in seeds(config) for arm in config.arms]
     kept = {(c.arm, c.seed): load_artefact(path) for c in main if (path := artefact_path(out, c)).exists()}
     stimuli = stimulus_table(kept, config.settings.layer) if kept else None

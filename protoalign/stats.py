@@ -174,21 +174,22 @@ def plot_forest(
     p: str='p', # Column that decides whether the marker is filled
     alpha: float=.05, # Filled if p is at most this
     unit: str='', # Of the differences, for the axis
-    by: str=None, # Column that is told by colour and marker; None for one colour
+    by: str=None, # Column that is told by colour and marker; rows that differ in nothing else share a line. None for one colour
     ax=None, # matplotlib axes; new if None
 ): # The axes, zero marked
     "Differences and their intervals, one a line."
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(5, .8 + .28*len(table)), layout='constrained')[1]
-    labels = table[list(names)].astype(str).agg(', '.join, axis=1).to_numpy()
-    kinds = np.array(['']*len(table)) if by is None else table[by].astype(str).to_numpy()
+    named = table[list(names)].astype(str).agg(', '.join, axis=1)
+    lines, labels = (np.arange(len(table)), named) if by is None else pd.factorize(named)
+    kinds, found = pd.factorize(table[by].astype(str) if by is not None else np.full(len(table), ''))
+    if ax is None: ax = plt.subplots(figsize=(5, .8 + (.12 + .16*len(found))*len(labels)), layout='constrained')[1]
     ax.axvline(0, color='0.6', lw=1, zorder=0)
-    for k, kind in enumerate(pd.unique(kinds)):
-        rows, color = np.flatnonzero(kinds == kind), f'C{k}'
-        part = table.iloc[rows]
-        ax.hlines(rows, part['ci_low'], part['ci_high'], color=color, label=kind or None)
-        ax.scatter(part['difference'], rows, marker='osD^v'[k % 5], s=28, edgecolor=color, facecolor=np.where(part[p] <= alpha, color, 'white'), zorder=3)
-    ax.set_yticks(range(len(table)), labels)
+    for k, kind in enumerate(found):
+        part, color = table[kinds == k], f'C{k}'
+        at = lines[kinds == k] + .36*(2*k + 1 - len(found))/len(found)
+        ax.hlines(at, part['ci_low'], part['ci_high'], color=color, label=kind or None)
+        ax.scatter(part['difference'], at, marker='osD^v'[k % 5], s=28, edgecolor=color, facecolor=np.where(part[p] <= alpha, color, 'white'), zorder=3)
+    ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
     ax.set_xlabel('difference' + f' ({unit})'*bool(unit) + ', with interval')
     if by is not None: ax.legend()

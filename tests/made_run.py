@@ -6,7 +6,9 @@ import pandas as pd
 
 from protoalign.arms import PROTOTYPE_ARMS
 from protoalign.artefacts import save_artefact
-from protoalign.experiment import COLUMNS, cells, open_run
+from protoalign.cell import COLUMNS
+from protoalign.config import cells
+from protoalign.directory import open_run
 from protoalign.score import METRICS
 
 LAYERS = 'layer1', 'layer2', 'layer3'

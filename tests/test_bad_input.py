@@ -6,7 +6,8 @@ from dataclasses import replace
 from protoalign.cli import main
 from protoalign.data import Responses, planted_world
 from protoalign.datasets import dataset_loader, load
-from protoalign.experiment import PRESETS, run
+from protoalign.experiment import run
+from protoalign.presets import PRESETS
 from protoalign.joint import JointPrototypes
 from protoalign.rsa import rsa
 from protoalign.cka import linear_cka

@@ -14,7 +14,8 @@ from protoalign.cell import cell_path, run_cell
 from protoalign.cli import main
 from protoalign.config import Cell, Config, cells, make_config, to_json
 from protoalign.datasets import dataset_loader, load
-from protoalign.experiment import CellsFailed, gather, open_run, read_errors, read_results, ready_cells, run
+from protoalign.directory import gather, open_run, read_errors, read_results
+from protoalign.experiment import CellsFailed, ready_cells, run
 from protoalign.presets import PRESETS, quick
 from protoalign.seed_data import seed_split
 

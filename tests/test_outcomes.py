@@ -10,7 +10,7 @@ from made_run import make_run
 from protoalign import outcomes as page
 from protoalign.artefacts import Artefact, compare_over_stimuli, load_artefact, save_artefact, stimulus_scores, stimulus_table
 from protoalign.datasets import load
-from protoalign.experiment import Config
+from protoalign.config import Config
 from protoalign.outcomes import CONTROLS, MET, NOT_MET, PRIORS, UNTESTABLE, judge_run, read_run
 from protoalign.score import score_layer
 

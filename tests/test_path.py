@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
-from protoalign.experiment import PRESETS, run
+from protoalign.experiment import run
+from protoalign.presets import PRESETS
 from protoalign.library import PrototypeLibrary
 from protoalign.report import make_report
 

@@ -13,7 +13,7 @@ from made_run import make_run
 from protoalign.arms import ARMS, Settings
 from protoalign.data import Responses
 from protoalign.datasets import load
-from protoalign.experiment import Config
+from protoalign.config import Config
 from protoalign.joint import JointPrototypes
 from protoalign.library import make_library
 from protoalign.outcomes import main_rows, read_run
