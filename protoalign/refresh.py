@@ -287,7 +287,7 @@ class ProtoRefresh(_Refresh):
         refit, # Called with (model, like=previous library), returns a library or several; see `Refit`
         every=5, # Epochs from one refresh to the next; 0 for never again
         source='clean', # 'clean' pass through the stimuli, or memory 'bank'
-        alert=.5, # Warn where a refresh reports a churn, or a share of stimuli in one cluster, above this
+        alert=.5, # Warn where a refresh reports a churn, or a share of stimuli in one cluster, above this (of the share, above 1.5/K if that is more)
     ):
         super().__init__(every)
         if source not in ('clean', 'bank'): raise ValueError(f"source is 'clean' or 'bank', got {source!r}")
@@ -304,9 +304,13 @@ class ProtoRefresh(_Refresh):
         loss.take(made)
         self.history += [dict(epoch=self.epoch, **row) for row in log]
         self.learn.recorder.refreshes = self.history
+        self.check(log)
+
+    def check(self, log):
+        "Warn where the rows of a refresh look wrong."
         for row in log:
-            for what in ('churn', 'largest'):
-                if row.get(what, 0) > self.alert: warnings.warn(f'refresh at epoch {self.epoch}, layer {row["layer"]}, K {row["K"]}: {what} is {row[what]:.2f}, above {self.alert:g}; are the prototypes about the stimuli any more?')
+            for what, bound in (('churn', self.alert), ('largest', max(self.alert, 1.5/row['K']))):
+                if row.get(what, 0) > bound: warnings.warn(f'refresh at epoch {self.epoch}, layer {row["layer"]}, K {row["K"]}: {what} is {row[what]:.2f}, above {bound:g}; are the prototypes about the stimuli any more?')
 
 # %% ../nbs/42_refresh.ipynb #a0174fa4
 @patch

@@ -78,10 +78,11 @@ HEADLINE = 'cka_debiased', 'rsa_spearman', 'rsa_centred', 'encoding_r2', 'proto_
 def headline(
     results: pd.DataFrame, # Tidy results
     config: Config, # Configuration they come from
+    against: tuple=None, # Arms to compare with; all if None
 ) -> list: # Sentences, empty where there is nothing to compare
     "What came out, in sentences with intervals, whichever way it points."
     rows = main_rows(results, config)
-    base = sharing(rows)
+    base = sharing(rows, against)
     if not base: return []
     table = compare_arms(rows, baselines=base).set_index(['metric', 'baseline'])
     said = []

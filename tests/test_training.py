@@ -155,6 +155,15 @@ def test_a_library_set_by_hand_is_where_every_fit_begins():
         with learn.no_logging(), learn.no_bar(): learn.fit(1, 1e-2)
 
 
+@pytest.mark.parametrize('row, warned', [(dict(K=2, largest=.6), False), (dict(K=2, largest=.8), True), (dict(K=3, largest=.49), False), (dict(K=20, largest=.6), True), (dict(K=20, churn=.4), False), (dict(K=20, churn=.6), True)])
+def test_a_refresh_warns_of_what_looks_wrong(row, warned):
+    "Of two clusters one always has half of the stimuli or more: only a much larger one is told."
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        ProtoRefresh(None).check([dict(layer='layer2', **row)])
+    assert bool(told) == warned
+
+
 def test_every_mth_batch_counts_over_epochs():
     "Twenty is more than the eight batches of an epoch: over five epochs, two passes, not five."
     learn = train([ProtoLoss(LIBRARY, '1', stimuli=X, each=20)], epochs=5, with_rows=False)
