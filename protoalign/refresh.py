@@ -302,15 +302,16 @@ class ProtoRefresh(_Refresh):
         loss = self.learn.proto_loss
         with no_random(): made, log = _from_first(lambda: self.make(loss))
         loss.take(made)
-        self.history += [dict(epoch=self.epoch, **row) for row in log]
+        rows = [dict(epoch=self.epoch, **row) for row in log]
+        self.history += rows
         self.learn.recorder.refreshes = self.history
-        self.check(log)
+        self.check(rows)
 
-    def check(self, log):
+    def check(self, rows):
         "Warn where the rows of a refresh look wrong."
-        for row in log:
+        for row in rows:
             for what, bound in (('churn', self.alert), ('largest', max(self.alert, 1.5/row['K']))):
-                if row.get(what, 0) > bound: warnings.warn(f'refresh at epoch {self.epoch}, layer {row["layer"]}, K {row["K"]}: {what} is {row[what]:.2f}, above {bound:g}; are the prototypes about the stimuli any more?')
+                if row.get(what, 0) > bound: warnings.warn(f'refresh at epoch {row["epoch"]}, layer {row["layer"]}, K {row["K"]}: {what} is {row[what]:.2f}, above {bound:g}; are the prototypes about the stimuli any more?')
 
 # %% ../nbs/42_refresh.ipynb #a0174fa4
 @patch

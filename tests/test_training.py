@@ -160,7 +160,7 @@ def test_a_refresh_warns_of_what_looks_wrong(row, warned):
     "Of two clusters one always has half of the stimuli or more: only a much larger one is told."
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
-        ProtoRefresh(None).check([dict(layer='layer2', **row)])
+        ProtoRefresh(None).check([dict(epoch=0, layer='layer2', **row)])
     assert bool(told) == warned
 
 
