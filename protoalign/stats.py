@@ -79,7 +79,8 @@ def _count(n, what): return f'{n} {what}{"" if n == 1 else "s"}'
 
 def _family(table):
     "The tests that a correction covers, in words."
-    parts = ' × '.join(_count(table[c].nunique(dropna=False), c) for c in ('metric', 'layer', 'baseline'))
+    layers = set(table['layer'].fillna('')) - {''} or {''} # task rows have no layer
+    parts = ' × '.join(_count(n, what) for n, what in ((table['metric'].nunique(), 'metric'), (len(layers), 'layer'), (table['baseline'].nunique(), 'baseline')))
     return f'{_count(table["p"].notna().sum(), "paired t-test")} over seeds: {parts}, against {table["arm"].iloc[0]}'
 
 def arm_means(

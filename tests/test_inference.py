@@ -232,6 +232,8 @@ def test_compare_arms_names_its_family(rng):
     made = pd.DataFrame([dict(arm=a, seed=s, split_seed=s, metric=m, layer='l', split='test', value=rng.normal()) for a in ('protoalign', 'vanilla', 'shuffled') for s in range(4) for m in 'xyz'])
     table = compare_arms(made)
     assert set(table.family) == {'6 paired t-tests over seeds: 3 metrics × 1 layer × 2 baselines, against protoalign'}
+    task = compare_arms(made.assign(layer=made.layer.where(made.metric != 'z', '')))
+    assert set(task.family) == set(table.family), 'rows of the task have no layer, which is not a layer more'
     np.testing.assert_allclose(table.p_holm, adjust_p(table.p, 'holm'))
     assert set(compare_arms(made, metrics=['x'], baselines=['vanilla']).family) == {'1 paired t-test over seeds: 1 metric × 1 layer × 1 baseline, against protoalign'}
 

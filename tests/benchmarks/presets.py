@@ -1,4 +1,4 @@
-"""The presets of the proposal with all arms and five seeds, and what came out. Writes nbs/results/preset-NAME.csv (test stimuli, trained layer), preset-NAME-stimuli.csv and preset-NAME-outcomes.csv.
+"""The presets of the proposal with all arms and five seeds, and what came out. Writes nbs/results/preset-NAME.csv (test stimuli, trained layer), preset-NAME-stimuli.csv, preset-NAME-outcomes.csv and, where something was chosen, preset-NAME-trials.csv.
 
     python tests/benchmarks/presets.py [NAMES] [--out runs] [--jobs 2] [--tables]
 
@@ -12,6 +12,7 @@ from record import RESULTS
 
 from protoalign.arms import ARMS
 from protoalign.artefacts import compare_over_stimuli
+from protoalign.directory import read_results
 from protoalign.experiment import run
 from protoalign.outcomes import judge_run, read_run
 from protoalign.presets import PRESETS
@@ -21,12 +22,19 @@ RUNS = {'digits': replace(PRESETS['digits'], arms=ARMS), 'digits-grid': PRESETS[
         'vision-v4': replace(_V4, settings=replace(_V4.settings, precision='bfloat16')), 'vision-it': PRESETS['vision-it']}
 
 
+def _trials(config, out):
+    "What decided, on validation stimuli."
+    table = read_results(out/'trials.csv')
+    return table[(table['metric'] == config.tune_metric) & (table['layer'] == config.settings.layer)][['arm', 'trial', 'seed', 'K', 'tau', 'lam', 'split', 'metric', 'n', 'value', 'chosen']]
+
+
 def write_tables(name, out):
     "What is worth keeping of a run."
     done, kept = read_run(out), dict(index=False, float_format='%.6g')
     rows = done.results.query('split == "test" and role != "trial"')
     rows[rows['layer'].isin(['', done.config.settings.layer])].to_csv(RESULTS/f'preset-{name}.csv', **kept)
     if done.stimuli is not None: compare_over_stimuli(done.stimuli).to_csv(RESULTS/f'preset-{name}-stimuli.csv', **kept)
+    if done.config.tune: _trials(done.config, out).to_csv(RESULTS/f'preset-{name}-trials.csv', **kept)
     judge_run(out).table.to_csv(RESULTS/f'preset-{name}-outcomes.csv', index=False)
 
 
