@@ -191,8 +191,10 @@ def _reported(out, data_dir, results):
     try: return make_report(out, data_dir).resolve(), ''
     except ValueError as e: return None, f'no report: {e}'
 
+_TOLD = 'vanilla', 'shuffled' # Arms that the terminal compares with; the report has all
+
 def _further(config):
-    more = [a for a in config.arms if a not in ('protoalign', 'vanilla', 'shuffled')]
+    more = [a for a in config.arms if a not in ('protoalign', *_TOLD)]
     return [f'The report compares it with {", ".join(more)} too.'] if more else []
 
 def _close(args, config, out, results, failed):
@@ -200,7 +202,7 @@ def _close(args, config, out, results, failed):
     from protoalign.report import headline
     report, why = _reported(out, args.data_dir, results)
     if args.json: print(json.dumps(dict(event='end', failed=failed.failed if failed else {}, results=str(out/'results.csv'), report=report and str(report))))
-    elif report: print(*headline(results, config, ('vanilla', 'shuffled')), *_further(config), f'Results: {out/"results.csv"}', f'Report: {report}', sep='\n')
+    elif report: print(*headline(results, config, _TOLD), *_further(config), f'Results: {out/"results.csv"}', f'Report: {report}', sep='\n')
     for problem in filter(None, (failed, why)): print(f'protoalign: {problem}.', file=sys.stderr)
     return 1 if failed or why else 0
 

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from .arms import train_arm
-from .cell import brain_groups, cell_path, measure, score_rows
+from .cell import brain_groups, cell_path, measure, new_model, score_rows
 from .config import Cell, Config, seeds
 from .grid import planned
 from .networks import backbone
 from .seed_data import seed_data
-from .train import no_random, task_accuracy
+from .train import task_accuracy
 
 # %% ../nbs/60_estimate.ipynb #9e9324e2
 def peak_memory() -> float: # MB, of this process since it began
@@ -34,9 +34,9 @@ def _seconds(f, *args):
     return time.perf_counter() - start
 
 def _short(data, n_batches, batch_size):
-    "The first batches of a task, and one batch to validate on."
+    "The first batches of a task."
     n, t = n_batches*batch_size, data.task
-    return replace(t, x_train=t.x_train[:n], y_train=t.y_train[:n], x_val=t.x_val[:batch_size], y_val=t.y_val[:batch_size], rows=None if t.rows is None else t.rows[:n])
+    return replace(t, x_train=t.x_train[:n], y_train=t.y_train[:n], rows=None if t.rows is None else t.rows[:n])
 
 def _line(data, model, arm, settings, batches=(2, 6)):
     "(seconds for each batch, seconds besides)"
@@ -51,7 +51,7 @@ def time_batches(
 ) -> dict: # Seconds: `vanilla` and `proto` (each batch, besides), `score` of the stimuli, `image` of the task; `memory` in MB
     "Time a few batches of an experiment on this machine."
     data = seed_data(config, config.first_seed, data_dir)
-    with no_random(0): model = backbone(config.backbone).make(data_dir)
+    model = new_model(config, 0, data_dir)
     _line(data, model, 'vanilla', config.settings, (1, 2))
     x, y = data.task.x_val[:256], data.task.y_val[:256]
     no_task = replace(data, task=replace(data.task, **{f'{o}_{part}': getattr(data.task, f'{o}_{part}')[:0] for o in 'xy' for part in ('val', 'test')}))
@@ -69,8 +69,7 @@ def cell_seconds(
     if cell.arm == 'untuned': return scored
     each, besides = m['vanilla' if cell.arm == 'vanilla' else 'proto']
     refreshes = 0 if cell.arm == 'vanilla' else 1 if not s.every else int(np.ceil(s.epochs/s.every))
-    epochs = s.epochs*(np.ceil(m['n_train']/s.batch_size)*each + m['image']*m['n_val'])
-    return scored + epochs + m['vanilla'][1] + refreshes*max(0., besides - m['vanilla'][1])
+    return scored + s.epochs*np.ceil(m['n_train']/s.batch_size)*each + m['vanilla'][1] + refreshes*max(0., besides - m['vanilla'][1])
 
 def _finished(out, plan):
     "Mean seconds and largest memory of finished cells, by arm and whether they are trials."
@@ -98,5 +97,5 @@ def estimate(
 def _starts(config, m):
     "Networks without trained weights are trained on the task alone first, once for each seed."
     if backbone(config.backbone).pretrained: return []
-    seconds = config.pretrain_epochs*(np.ceil(m['n_train']/config.settings.batch_size)*m['vanilla'][0] + m['image']*m['n_val'])
+    seconds = config.pretrain_epochs*np.ceil(m['n_train']/config.settings.batch_size)*m['vanilla'][0]
     return [dict(cell=f'start-seed{s}', seconds=seconds, memory_mb=m['memory'], source='a few batches') for s in seeds(config)]
