@@ -23,11 +23,12 @@ from tqdm.auto import tqdm
 from .cell import artefact_path, cell_path, run_cell, start_model, start_path
 from .check import check
 from .config import Cell, Config, cells, tuned_arms
+from .datasets import LOADERS
 from .directory import clear_partial, gather, note_environment, open_run, read_results, run_lock
 from .estimate import peak_memory
 from .files import atomic_write
 from .grid import choose, number_of_trials, planned, proposals
-from .networks import backbone
+from .networks import BACKBONES, backbone
 from .seed_data import seed_data
 
 # %% ../nbs/60_experiment.ipynb #0df0064f
@@ -140,6 +141,15 @@ def _workers(backend, n_jobs, scheduler):
         if threads: raise ValueError(f'the workers of {scheduler} have {sorted(threads)} threads: start them with one each, as dask worker --nthreads 1')
         with parallel_config(backend='dask'): yield
 
+def _meanings(config):
+    "What the names of a configuration mean here: its network, and its data sets."
+    return {config.backbone: backbone(config.backbone)}, {name: LOADERS[name] for name in (config.dataset, config.task) if name in LOADERS}
+
+def _knowing(meanings, f, *args):
+    "Call in a process that has been told what the names mean."
+    for known, told in zip((BACKBONES, LOADERS), meanings): known.update(told)
+    return f(*args)
+
 def _outcomes(calls, n_jobs, backend):
     "Results as they come."
     n = None if backend == 'dask' else n_jobs
@@ -215,11 +225,12 @@ def run(
     missing = [c for c in plan if not cell_path(out, c).exists()]
     note_environment(out, command, bool(missing))
     starts = [] if backbone(config.backbone).pretrained else sorted({c.seed for c in missing if not start_path(out, c.seed).exists()})
-    call = lambda c: delayed(attempt)(config, c, out, data_dir, threads, checkpoint, plain)
+    meanings = _meanings(config)
+    call = lambda c: delayed(_knowing)(meanings, attempt, config, c, out, data_dir, threads, checkpoint, plain)
     progress, failed = _Progress(plan, out, told, n_jobs), {}
     with warnings.catch_warnings(), _workers(backend, n_jobs, scheduler) if missing else nullcontext():
         warnings.filterwarnings('ignore', message='A worker stopped while some jobs were given') # joblib renews a worker whose data sets fill its memory
-        for _ in _outcomes([delayed(_make_start)(config, s, out, data_dir, threads, plain) for s in starts], n_jobs, backend): pass
+        for _ in _outcomes([delayed(_knowing)(meanings, _make_start, config, s, out, data_dir, threads, plain) for s in starts], n_jobs, backend): pass
         failed = _waves(config, tune, out, call, n_jobs, backend, progress)
     progress.bar.close()
     return _finish(config, out, plan, failed)

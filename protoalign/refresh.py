@@ -312,6 +312,7 @@ class ProtoRefresh(_Refresh):
         for row in rows:
             for what, bound in (('churn', self.alert), ('largest', max(self.alert, 1.5/row['K']))):
                 if row.get(what, 0) > bound: warnings.warn(f'refresh at epoch {row["epoch"]}, layer {row["layer"]}, K {row["K"]}: {what} is {row[what]:.2f}, above {bound:g}; are the prototypes about the stimuli any more?')
+            if row.get('no_direction', 0) == row['K']: warnings.warn(f'refresh at epoch {row["epoch"]}, layer {row["layer"]}: none of the {row["K"]} prototypes lies min_direction standard errors from the mean, so none counts and the loss is 0; more stimuli or fewer prototypes make them firmer, min_direction=0 lets all count')
 
 # %% ../nbs/42_refresh.ipynb #a0174fa4
 @patch

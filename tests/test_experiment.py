@@ -13,9 +13,10 @@ from protoalign.arms import Settings
 from protoalign.cell import cell_path, run_cell
 from protoalign.cli import main
 from protoalign.config import Cell, Config, cells, make_config, to_json
-from protoalign.datasets import dataset_loader, load
+from protoalign.datasets import LOADERS, dataset_loader, load
 from protoalign.directory import gather, open_run, read_errors, read_results
 from protoalign.experiment import CellsFailed, ready_cells, run
+from protoalign.networks import BACKBONES
 from protoalign.presets import PRESETS, quick
 from protoalign.seed_data import seed_split
 
@@ -189,6 +190,24 @@ def test_every_preset_is_what_its_file_says():
     for name, config in PRESETS.items():
         for c in (config, quick(config)): assert make_config(json.loads(to_json(c))) == c, name
         assert len({c.name for c in cells(config)}) == len(cells(config))
+
+
+def test_a_new_process_knows_the_networks_of_the_presets():
+    "Workers import the library, not the page of the presets."
+    names = sorted({c.backbone for c in PRESETS.values()})
+    code = f'from protoalign.seed_data import backbone; import sys; print(*(backbone(n).name for n in {names})); assert "protoalign.presets" not in sys.modules'
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() == names
+
+
+def test_workers_know_what_a_script_has_named(tmp_path, monkeypatch):
+    "A network and a data set that only this process can name."
+    small = BACKBONES['digits-resnet8']
+    monkeypatch.setitem(BACKBONES, 'mine', replace(small, name='mine', make=lambda data_dir=None: small.make(data_dir)))
+    monkeypatch.setitem(LOADERS, 'my-digits', lambda data_dir=None: replace(few_digits.few_digits(data_dir), name='my-digits'))
+    config = Config(dataset='my-digits', backbone='mine', n_seeds=1, pretrain_epochs=1, arms=('vanilla', 'protoalign'), settings=replace(TINY.settings, epochs=1))
+    results = run(config, tmp_path, n_jobs=2)
+    assert set(results.arm) == {'vanilla', 'protoalign'} and read_errors(tmp_path) == {}
+    assert os.getpid() not in {json.loads(p.read_text())['pid'] for p in (tmp_path/'logs').iterdir()}
 
 
 def test_dask_gives_the_same(tmp_path):

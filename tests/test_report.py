@@ -17,7 +17,8 @@ from protoalign.config import Config
 from protoalign.joint import JointPrototypes
 from protoalign.library import make_library
 from protoalign.outcomes import main_rows, read_run
-from protoalign.report import ceilings, headline, hopes, make_report, what_failed
+from protoalign.figures import left_out
+from protoalign.report import ceilings, headline, hopes, left_out_note, make_report, what_failed
 from protoalign.stats import compare_arms
 
 CONFIG = Config(arms=ARMS, n_seeds=3, sweep=(.1, 1.), settings=Settings('layer2', grid=4, K=4))
@@ -69,6 +70,18 @@ def test_failures_are_found(run):
     found = what_failed(hopes(compare_arms(main_rows(held.results, CONFIG), baselines=['cka', 'rsa', 'vanilla']))).set_index('metric')
     assert found.loc['cka_debiased'].tolist() == ['vanilla', 'rsa', 'cka'], found
     assert 'above' not in found.loc['task_accuracy'].replace('', np.nan).dropna().index
+
+
+def test_prototypes_that_the_loss_left_out_are_told(tmp_path):
+    "Nine of ten and eight of ten without a direction are most; four of ten, and an arm that refreshes nothing, are not."
+    config = Config(arms=('vanilla', 'protoalign', 'shuffled'), n_seeds=2)
+    out = make_run(tmp_path/'run', config)
+    (out/'libraries').mkdir(exist_ok=True)
+    for cell, n in (('protoalign-seed0-lam0.5', 9), ('protoalign-seed1-lam0.5', 8), ('shuffled-seed0-lam0.5', 4)):
+        pd.DataFrame(dict(epoch=[0, 5], K=10, no_direction=[n, 0])).to_csv(out/'libraries'/f'{cell}.refreshes.csv', index=False)
+    assert left_out(out, config) == {'protoalign': (17, 20), 'shuffled': (4, 10)}
+    assert 'the loss left them out (protoalign 17 of 20):' in make_report(out, stimuli=False).read_text()
+    assert left_out_note({'shuffled': (4, 10), 'random': (5, 10)}) == ''
 
 
 def test_runs_that_have_hardly_begun(tmp_path):

@@ -155,9 +155,10 @@ def test_a_library_set_by_hand_is_where_every_fit_begins():
         with learn.no_logging(), learn.no_bar(): learn.fit(1, 1e-2)
 
 
-@pytest.mark.parametrize('row, warned', [(dict(K=2, largest=.6), False), (dict(K=2, largest=.8), True), (dict(K=3, largest=.49), False), (dict(K=20, largest=.6), True), (dict(K=20, churn=.4), False), (dict(K=20, churn=.6), True)])
+@pytest.mark.parametrize('row, warned', [(dict(K=2, largest=.6), False), (dict(K=2, largest=.8), True), (dict(K=3, largest=.49), False), (dict(K=20, largest=.6), True), (dict(K=20, churn=.4), False), (dict(K=20, churn=.6), True),
+                                         (dict(K=5, no_direction=5), True), (dict(K=5, no_direction=4), False)])
 def test_a_refresh_warns_of_what_looks_wrong(row, warned):
-    "Of two clusters one always has half of the stimuli or more: only a much larger one is told."
+    "Of two clusters one always has half of the stimuli or more: only a much larger one is told. Prototypes none of which counts train nothing."
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         ProtoRefresh(None).check([dict(epoch=0, layer='layer2', **row)])
