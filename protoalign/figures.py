@@ -47,7 +47,7 @@ def plot_layers(
     metrics: list, # Metrics to draw, one panel each
 ): # matplotlib figure
     "Mean score of each arm over layers, bars are standard errors."
-    layers = sorted(set(results['layer']) - {''})
+    layers = [o for o in results['layer'].unique() if o] # as the network has them, not by the alphabet
     rows = pd.concat([main_rows(results, config, layer) for layer in layers])
     fig, axes = plt.subplots(1, len(metrics), figsize=(2.7*len(metrics), 2.9), layout='constrained', squeeze=False)
     for ax, metric in zip(axes[0], metrics):
@@ -100,7 +100,7 @@ def plot_training(
     axes[0].axhline(np.log(config.settings.K), color='0.6', ls='--', lw=1, label='log K (ignorance)')
     axes[0].set(xlabel='epoch', ylabel='prototype loss (nats)', ylim=(0, None))
     for ax, side in zip(axes[1:], ('brain', 'network')):
-        ax.set(xlabel='epoch of the refresh', ylabel=f'adjusted Rand index with\nclusters of the {side} alone', xlim=(-.5, None), ylim=(-.02, 1.02))
+        ax.set(xlabel='epoch of the refresh', ylabel=f'adjusted Rand index with\nclusters of the {side} alone', xlim=(-.5, max(1.5, ax.get_xlim()[1])), ylim=(-.02, 1.02))
         ax.xaxis.get_major_locator().set_params(integer=True)
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper', fontsize=7)
     return fig
