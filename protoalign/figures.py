@@ -76,10 +76,10 @@ def plot_sweep(
     return fig
 
 # %% ../nbs/61_figures.ipynb #e03036b6
-def _history(out, config, arm, kind):
-    "Table of the first seed that has one, or None."
+def _histories(out, config, arm, kind):
+    "Tables of the seeds that have one."
     paths = (Path(out)/'libraries'/f'{main_cell(config, arm, s).name}.{kind}.csv' for s in seeds(config))
-    return next((pd.read_csv(p) for p in paths if p.exists()), None)
+    return (pd.read_csv(p) for p in paths if p.exists())
 
 def plot_training(
     out, # Directory of the run
@@ -88,7 +88,7 @@ def plot_training(
     "Prototype loss, and agreement of the clusters with those of each side alone."
     fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6), layout='constrained')
     for arm in sort_arms(config.arms):
-        losses, refreshes = (_history(out, config, arm, kind) for kind in ('losses', 'refreshes'))
+        losses, refreshes = (next(_histories(out, config, arm, kind), None) for kind in ('losses', 'refreshes'))
         if losses is None or refreshes is None: continue
         colour, marker = arm_look(arm, config.arms)
         axes[0].plot(losses['epoch'] + 1, losses['alignment_loss'], f'{marker}-', color=colour, ms=3, label=arm)
@@ -113,8 +113,7 @@ def left_out(
     "How many prototypes the loss left out, for want of a direction."
     found = {}
     for arm in sort_arms(config.arms):
-        paths = (Path(out)/'libraries'/f'{main_cell(config, arm, s).name}.refreshes.csv' for s in seeds(config))
-        first = [pd.read_csv(p).iloc[:1] for p in paths if p.exists()]
+        first = [table.iloc[:1] for table in _histories(out, config, arm, 'refreshes')]
         if first: found[arm] = tuple(int(pd.concat(first)[c].sum()) for c in ('no_direction', 'K'))
     return found
 

@@ -86,5 +86,4 @@ def test_no_data_is_committed():
     if not tracked: pytest.skip('not a git checkout')
     allowed = {'.py', '.ipynb', '.md', '.toml', '.ini', '.csv', '.png', ''}
     assert {Path(p).suffix for p in tracked} <= allowed | {p for p in ('.gitignore', '.gitattributes')}
-    most = {'.ipynb': 1_000_000} # a page may hold a dozen figures of 80 KB
-    assert {p: n for p in tracked if (ROOT/p).exists() and (n := (ROOT/p).stat().st_size) >= most.get(Path(p).suffix, 600_000)} == {}
+    assert all((ROOT/p).stat().st_size < 600_000 for p in tracked if (ROOT/p).exists())
